@@ -1,0 +1,6 @@
+//! chunkfs: a disk image as a directory of chunk files with true change times, and back.
+//!
+//! The rooms, in reading order; dependencies point upwards in this list, never down.
+
+pub mod core;
+pub mod source;

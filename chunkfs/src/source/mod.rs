@@ -1,0 +1,90 @@
+//! A source is bytes at offsets that do not change: an image file, a device, an export, a directory of chunks.
+//! Nothing here knows of chunk files' metadata or of FUSE.
+
+pub mod faulty;
+pub mod image;
+pub mod memory;
+
+use crate::core::geometry::{ByteRange, ImageLen};
+use std::sync::Arc;
+
+/// Bytes of one point in time.
+///
+/// A read gives all the bytes asked for, or an error: never fewer, never zeros in the place of what could not be
+/// read. Once a source is no longer what it was (it shrank, was written to, went away), every read fails.
+pub trait Source: Send + Sync {
+    fn len(&self) -> ImageLen;
+
+    /// Fills `buffer` with the bytes from `offset` on. The range lies inside the image.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError>;
+
+    /// Which parts of `range` hold data and which are known to be zero, in order, tiling the range.
+    /// May say data where there are zeros, never the other way round. May cover only a first part of the range,
+    /// but never nothing of a range that is not empty.
+    fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, SourceError> {
+        Ok(vec![Extent { range, kind: ExtentKind::Data }])
+    }
+
+    /// Is the source still what it was? An error here is one for every read that follows.
+    fn check(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// What it is, for messages: a path, an address.
+    fn describe(&self) -> String;
+}
+
+/// A part of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub range: ByteRange,
+    pub kind: ExtentKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    Data,
+    /// Reads as zeros, and nothing needs to be read to know it.
+    Zero,
+}
+
+/// Why a source gave no bytes. Each is EIO to a reader.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("{what}: reading {length} bytes at {offset}: {error}")]
+    Read { what: String, offset: u64, length: u64, error: Arc<std::io::Error> },
+    #[error("{what}: {why}; nothing more is read from it: start over with a new mount")]
+    Invalid { what: String, why: String },
+    /// What the bytes should be is known, and they are not.
+    #[error("{what}: {why}")]
+    Damaged { what: String, why: String },
+}
+
+/// Is all of `range` known to be zero?
+pub fn is_hole(source: &dyn Source, range: ByteRange) -> Result<bool, SourceError> {
+    let mut at = range.start;
+    while at < range.end {
+        for extent in source.extents(ByteRange::new(at, range.end))? {
+            if extent.kind == ExtentKind::Data {
+                return Ok(false);
+            }
+            debug_assert_eq!(extent.range.start, at);
+            at = extent.range.end;
+        }
+    }
+    Ok(true)
+}
+
+/// The first byte of `range` that may hold data. `None`: all of it is known to be zero.
+pub fn next_data(source: &dyn Source, range: ByteRange) -> Result<Option<u64>, SourceError> {
+    let mut at = range.start;
+    while at < range.end {
+        for extent in source.extents(ByteRange::new(at, range.end))? {
+            if extent.kind == ExtentKind::Data {
+                return Ok(Some(extent.range.start));
+            }
+            at = extent.range.end;
+        }
+    }
+    Ok(None)
+}
