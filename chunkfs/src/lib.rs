@@ -4,3 +4,7 @@
 
 pub mod core;
 pub mod source;
+pub mod index;
+pub mod resolve;
+pub mod view;
+pub mod fuse;
