@@ -1,6 +1,6 @@
 //! chunkfs: a disk image as a directory of chunk files with true change times, and back.
 //!
-//! The rooms, in reading order; dependencies point upwards in this list, never down.
+//! The rooms, in reading order; each uses only those before it. docs/architecture.md tells the story.
 
 pub mod core;
 pub mod source;
@@ -8,3 +8,8 @@ pub mod index;
 pub mod resolve;
 pub mod view;
 pub mod fuse;
+pub mod mount;
+pub mod error;
+pub mod serve;
+pub mod cli;
+pub mod command;

@@ -310,6 +310,12 @@ fn file_facts(file: &PlainFile) -> NodeFacts {
     NodeFacts { kind: Kind::File, size, blocks: size.div_ceil(512), stamp: file.stamp, nlink: 1 }
 }
 
+impl std::fmt::Debug for PlainFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlainFile").field("name", &self.name).field("stamp", &self.stamp).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for WholeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WholeView").field("layout", &self.layout).field("disks", &self.disks).finish_non_exhaustive()

@@ -1,0 +1,9 @@
+//! From what was asked for to a view that is served until it is unmounted: index, generation, mount, readiness,
+//! and the way back in the opposite order.
+
+mod assemble;
+mod run;
+mod spec;
+
+pub use run::{Serving, serve_joined, serve_view};
+pub use spec::{ChangesSpec, DiskSpec, FileSpec, SourceSpec, ViewSpec};

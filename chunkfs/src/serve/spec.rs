@@ -1,0 +1,81 @@
+//! What a mount is to show, as text: from the command line, or from a file that another program wrote.
+
+use crate::core::geometry::{ByteRange, ChunkSize};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole mount. Paths are absolute.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewSpec {
+    /// What stands in the mount table after `chunkfs-`.
+    pub name: String,
+    /// `None`: every chunk shows the time of the mount.
+    #[serde(default)]
+    pub index: Option<PathBuf>,
+    /// `true`: the tree of the only disk stands at the root of the mount, as chunkfs has always shown it.
+    #[serde(default)]
+    pub bare: bool,
+    pub disks: Vec<DiskSpec>,
+    #[serde(default)]
+    pub files: Vec<FileSpec>,
+}
+
+/// A disk of a mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The name of its directory; also what the index knows it by.
+    pub name: String,
+    pub source: SourceSpec,
+    /// In bytes.
+    #[serde(default = "default_chunk_size")]
+    pub chunk_size: u64,
+    #[serde(default)]
+    pub changes: ChangesSpec,
+}
+
+fn default_chunk_size() -> u64 {
+    ChunkSize::DEFAULT.bytes()
+}
+
+/// Where a disk's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceSpec {
+    /// A regular file or a block device, raw.
+    Image(PathBuf),
+}
+
+/// How the changes since the last generation can be found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "by")]
+pub enum ChangesSpec {
+    /// By the times of the image, if it is a regular file; else by comparing digests.
+    #[default]
+    Times,
+    /// By comparing all digests.
+    Digests { why: String },
+    /// Only these ranges have changed since the point in time `since`; this one is called `point`.
+    Ranges { since: String, point: String, ranges: Vec<(u64, u64)> },
+    /// Nothing is known of before; what is counted from now on counts from `point`.
+    Start { point: String, why: String },
+}
+
+impl ChangesSpec {
+    /// The ranges, start to end, that may have changed.
+    pub(super) fn ranges(ranges: &[(u64, u64)]) -> impl Iterator<Item = ByteRange> + '_ {
+        ranges.iter().map(|(start, end)| ByteRange::new(*start, (*end).max(*start)))
+    }
+}
+
+/// A plain file beside the disks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSpec {
+    pub name: String,
+    pub path: PathBuf,
+    /// `true`: it is stamped one second after this generation's chunks, and so is the newest of the tree in each.
+    #[serde(default)]
+    pub newest: bool,
+}
