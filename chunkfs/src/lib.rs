@@ -4,3 +4,6 @@
 
 pub mod core;
 pub mod source;
+
+#[cfg(test)]
+pub(crate) mod split;
