@@ -2,8 +2,11 @@
 //!
 //! The rooms, in reading order; dependencies point upwards in this list, never down.
 
+pub mod copy;
 pub mod core;
 pub mod source;
+pub mod verify;
+pub mod watch;
 
 #[cfg(test)]
 pub(crate) mod split;

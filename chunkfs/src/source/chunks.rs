@@ -242,11 +242,7 @@ fn geometry_of(tree: &ChunkTree, known: Known) -> Result<Geometry, ChunksError> 
     };
     match known.len {
         Some(len) => Ok(Geometry::new(len, chunk_size)),
-        None => shape.geometry(chunks, chunk_size).ok_or_else(|| ChunksError::TooLong {
-            path: path(),
-            chunks,
-            chunk_size,
-        }),
+        None => tree.geometry(chunks, chunk_size),
     }
 }
 

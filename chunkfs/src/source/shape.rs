@@ -35,8 +35,8 @@ pub struct Shape {
     pub digests: Option<DigestCount>,
     /// `None`: no chunk tells.
     pub chunk_size: Option<ChunkSize>,
-    /// The length of the last chunk file, if that is what it is.
-    last_len: Option<u64>,
+    /// The length of the longest chunk file that was looked at.
+    pub longest: u64,
 }
 
 /// Why a directory is not one of chunks that we can read.
@@ -87,7 +87,8 @@ impl ChunkTree {
         };
         let samples = self.samples(files.saturating_sub(1)).into_iter().chain(full).collect::<Vec<_>>();
         let chunk_size = known.chunk_size.or_else(|| tell_chunk_size(&samples, tail));
-        Ok(Shape { files, digests, chunk_size, last_len })
+        let longest = samples.iter().copied().chain(tail).max().unwrap_or(0);
+        Ok(Shape { files, digests, chunk_size, longest })
     }
 
     /// The lengths of some chunks before the last: one that is damaged must not decide for all.
@@ -97,6 +98,26 @@ impl ChunkTree {
         picks.dedup();
         picks.retain(|pick| *pick < before);
         picks.into_iter().filter_map(|pick| self.len_of(ChunkIndex(pick))).collect()
+    }
+
+    /// An image of so many chunks. Its last chunk is as long as its file, or full where no file tells.
+    pub fn geometry(&self, chunks: u64, chunk_size: ChunkSize) -> Result<Geometry, ChunksError> {
+        let legal = 1..=chunk_size.bytes();
+        let len = match chunks.checked_sub(1) {
+            None => Some(0),
+            Some(last) => {
+                let last_len = self.len_of(ChunkIndex(last)).filter(|len| legal.contains(len));
+                let before = last.checked_mul(chunk_size.bytes());
+                before.and_then(|before| before.checked_add(last_len.unwrap_or(chunk_size.bytes())))
+            }
+        };
+        let path = || self.root.path().to_owned();
+        let len = len.and_then(ImageLen::new);
+        len.map(|len| Geometry::new(len, chunk_size)).ok_or_else(|| ChunksError::TooLong {
+            path: path(),
+            chunks,
+            chunk_size,
+        })
     }
 
     fn len_of(&self, chunk: ChunkIndex) -> Option<u64> {
@@ -119,20 +140,6 @@ impl Shape {
     /// both count.
     pub fn chunks_at_most(&self) -> u64 {
         self.files.max(self.digests.map_or(0, DigestCount::chunks))
-    }
-
-    /// An image of so many chunks. `None`: it would be longer than 8 EiB.
-    ///
-    /// The last chunk is as long as its file, or full where no file tells.
-    pub fn geometry(&self, chunks: u64, chunk_size: ChunkSize) -> Option<Geometry> {
-        let legal = 1..=chunk_size.bytes();
-        let last_len = self.last_len.filter(|len| chunks == self.files && legal.contains(len));
-        let before = chunks.saturating_sub(1).checked_mul(chunk_size.bytes())?;
-        let len = match chunks {
-            0 => 0,
-            _ => before.checked_add(last_len.unwrap_or(chunk_size.bytes()))?,
-        };
-        ImageLen::new(len).map(|len| Geometry::new(len, chunk_size))
     }
 }
 
