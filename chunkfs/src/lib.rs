@@ -2,6 +2,7 @@
 //!
 //! The rooms, in reading order; dependencies point upwards in this list, never down.
 
+pub mod command;
 pub mod copy;
 pub mod core;
 pub mod source;

@@ -88,7 +88,7 @@ impl Place {
         let stat =
             rustix::fs::fstat(&file).map_err(io::Error::from).map_err(target_error("looking at", from))?;
         if stat.st_nlink > 1 {
-            return Err(RestoreError::HardLinked { path: from.to_owned(), names: stat.st_nlink.into() });
+            return Err(RestoreError::HardLinked { path: from.to_owned(), names: stat.st_nlink });
         }
         self.lock(&file, from)?;
         if from == self.target {

@@ -74,6 +74,11 @@ impl ChunksSource {
         self.tree.root.path()
     }
 
+    /// `None`: there are no digests.
+    pub fn digests_path(&self) -> Option<&Path> {
+        self.tree.digests.as_ref().map(|digests| digests.root().path())
+    }
+
     /// Is every chunk compared with its digest? Not where there are none: then only lengths are checked.
     pub fn is_verified(&self) -> bool {
         self.verification == Verification::Digests && self.tree.digests.is_some()

@@ -128,7 +128,7 @@ fn each_damage_is_named_and_nothing_else() {
                 fs::rename(t.chunk(1), t.home().join("x")).unwrap();
                 symlink(t.home().join("x"), t.chunk(1)).unwrap();
                 fs::remove_file(t.chunk(2)).unwrap();
-                rustix::fs::mknodat(CWD, &t.chunk(2), FileType::Fifo, Mode::RUSR, 0).unwrap();
+                rustix::fs::mknodat(CWD, t.chunk(2), FileType::Fifo, Mode::RUSR, 0).unwrap();
                 fs::remove_file(t.chunk(3)).unwrap();
                 fs::create_dir(t.chunk(3)).unwrap();
             },

@@ -101,7 +101,7 @@ fn each_damage_is_an_error_that_names_the_chunk_and_why() {
             "fifo",
             |t| {
                 fs::remove_file(t.chunk(1)).unwrap();
-                rustix::fs::mknodat(CWD, &t.chunk(1), FileType::Fifo, Mode::RUSR, 0).unwrap();
+                rustix::fs::mknodat(CWD, t.chunk(1), FileType::Fifo, Mode::RUSR, 0).unwrap();
             },
             "@: not a regular file but a FIFO",
             "@: not a regular file but a FIFO",
