@@ -2,12 +2,16 @@
 //!
 //! The rooms, in reading order; dependencies point upwards in this list, never down.
 
-pub mod command;
-pub mod copy;
 pub mod core;
 pub mod source;
-pub mod verify;
+pub mod index;
+pub mod resolve;
+pub mod view;
+pub mod fuse;
 pub mod watch;
+pub mod copy;
+pub mod verify;
+pub mod command;
 
 #[cfg(test)]
 pub(crate) mod split;
