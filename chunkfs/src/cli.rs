@@ -106,6 +106,9 @@ pub struct Join {
     /// Read on where a chunk is not what its digest says
     #[arg(long)]
     pub no_verify: bool,
+    /// The size of a chunk, where the chunks do not tell
+    #[arg(long, value_name = "BYTES")]
+    pub chunk_size: Option<ChunkSize>,
     #[command(flatten)]
     pub serving: Serving,
 }
@@ -125,6 +128,9 @@ pub struct Restore {
     /// Do not compare the chunks with their digests
     #[arg(long)]
     pub no_verify: bool,
+    /// The size of a chunk, where the chunks do not tell
+    #[arg(long, value_name = "BYTES")]
+    pub chunk_size: Option<ChunkSize>,
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +140,9 @@ pub struct Verify {
     /// Compare with this image, too
     #[arg(long, value_name = "IMAGE")]
     pub source: Option<PathBuf>,
+    /// The size of a chunk, where the chunks do not tell
+    #[arg(long, value_name = "BYTES")]
+    pub chunk_size: Option<ChunkSize>,
     /// Report as JSON
     #[arg(long)]
     pub json: bool,

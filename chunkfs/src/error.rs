@@ -1,11 +1,12 @@
 //! Every way in which a command can fail, and the exit status that each has.
 //! The table of statuses is the same for all programs of this project: docs/semantics.md.
 
-use crate::core::geometry::ImageLen;
+use crate::command;
 use crate::index::IndexError;
 use crate::mount::points::PointError;
 use crate::mount::session::SessionError;
 use crate::source::SourceError;
+use crate::source::shape::ChunksError;
 use crate::view::LayoutError;
 use std::io;
 use std::path::PathBuf;
@@ -31,8 +32,6 @@ pub enum CommandError {
     Usage(String),
     #[error("image {}: {error}", .path.display())]
     Image { path: PathBuf, error: io::Error },
-    #[error("{what}: {} bytes in chunks of {chunk_size} are more chunks than there can be", .length.bytes())]
-    TooManyChunks { what: String, length: ImageLen, chunk_size: u64 },
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error(transparent)]
@@ -43,6 +42,12 @@ pub enum CommandError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Chunks(#[from] ChunksError),
+    #[error(transparent)]
+    Restore(#[from] command::restore::Failure),
+    #[error(transparent)]
+    Verify(#[from] command::verify::Failure),
     #[error("{doing}: {error}")]
     Io { doing: String, error: io::Error },
     /// As a daemon reported it.
@@ -62,10 +67,9 @@ impl CommandError {
         let status = match self {
             CommandError::Reported { status, .. } => return *status,
             CommandError::Usage(_) | CommandError::Layout(_) => Status::Usage,
-            CommandError::Index(IndexError::Busy { .. }) | CommandError::Session(SessionError::Busy { .. }) => {
-                Status::Busy
-            }
-            CommandError::Source(SourceError::Damaged { .. }) => Status::Damaged,
+            CommandError::Index(IndexError::Busy { .. })
+            | CommandError::Session(SessionError::Busy { .. }) => Status::Busy,
+            CommandError::Restore(failure) => return failure.exit_status(),
             _ => Status::Failed,
         };
         status as u8

@@ -2,12 +2,12 @@
 //!
 //! No handler blocks: where the view has no answer yet, the reply is parked with it. A panic is EIO.
 
-use crate::view::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError};
 use crate::core::layout::Inode;
+use crate::view::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError};
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -224,10 +224,15 @@ impl<V: View> Filesystem for Adapter<V> {
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        serve(&self.view, reply, move |view: &V| view.attributes(Inode(inode.0)), |reply, answer| match answer {
-            Ok(a) => reply.attr(&lifetime_of(&a), &attr_of(&a)),
-            Err(errno) => reply.error(errno),
-        });
+        serve(
+            &self.view,
+            reply,
+            move |view: &V| view.attributes(Inode(inode.0)),
+            |reply, answer| match answer {
+                Ok(a) => reply.attr(&lifetime_of(&a), &attr_of(&a)),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -273,20 +278,40 @@ impl<V: View> Filesystem for Adapter<V> {
         });
     }
 
-    fn lseek(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let to = match whence {
             3 => Seek::Data,
             4 => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        serve(&self.view, reply, move |view: &V| view.seek(Inode(inode.0), offset, to), |reply, answer| match answer {
-            Ok(offset) => reply.offset(offset as i64),
-            Err(errno) => reply.error(errno),
-        });
+        serve(
+            &self.view,
+            reply,
+            move |view: &V| view.seek(Inode(inode.0), offset, to),
+            |reply, answer| match answer {
+                Ok(offset) => reply.offset(offset as i64),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
-    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
         let add = |reply: &mut ReplyDirectory, entry: &Entry<'_>| {
             let a = &entry.attributes;
             room_of(reply.add(INodeNo(a.inode.0), entry.next, type_of(a.kind), entry.name))
@@ -297,10 +322,24 @@ impl<V: View> Filesystem for Adapter<V> {
         });
     }
 
-    fn readdirplus(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
         let add = |reply: &mut ReplyDirectoryPlus, entry: &Entry<'_>| {
             let a = &entry.attributes;
-            room_of(reply.add(INodeNo(a.inode.0), entry.next, entry.name, &lifetime_of(a), &attr_of(a), Generation(0)))
+            room_of(reply.add(
+                INodeNo(a.inode.0),
+                entry.next,
+                entry.name,
+                &lifetime_of(a),
+                &attr_of(a),
+                Generation(0),
+            ))
         };
         list(&self.view, Inode(inode.0), offset, reply, add, |reply, listed| match listed {
             Ok(()) => reply.ok(),
@@ -358,7 +397,16 @@ impl<V: View> Filesystem for Adapter<V> {
         reply.error(Errno::EROFS);
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: fuser::RenameFlags, reply: fuser::ReplyEmpty) {
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: fuser::RenameFlags,
+        reply: fuser::ReplyEmpty,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -395,7 +443,16 @@ impl<V: View> Filesystem for Adapter<V> {
         reply.error(Errno::ENOSYS);
     }
 
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: fuser::ReplyEmpty) {
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: &[u8],
+        _: i32,
+        _: u32,
+        reply: fuser::ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 

@@ -9,7 +9,13 @@ pub mod resolve;
 pub mod view;
 pub mod fuse;
 pub mod mount;
+pub mod watch;
+pub mod copy;
+pub mod verify;
 pub mod error;
 pub mod serve;
 pub mod cli;
 pub mod command;
+
+#[cfg(test)]
+pub(crate) mod split;

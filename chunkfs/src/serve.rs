@@ -5,5 +5,6 @@ mod assemble;
 mod run;
 mod spec;
 
+pub use assemble::now;
 pub use run::{Serving, serve_joined, serve_view};
 pub use spec::{ChangesSpec, DiskSpec, FileSpec, SourceSpec, ViewSpec};

@@ -13,7 +13,9 @@ pub(super) fn run(args: IndexArgs) -> Result<Status, CommandError> {
     match args {
         IndexArgs::Show { index, json } => print_summary(&open(&index)?.summary()?, json),
         IndexArgs::Check { index, json } => print_summary(&open(&index)?.check()?, json),
-        IndexArgs::Diff { index, disk, since, format } => diff(&open(&index)?, disk.as_deref(), since, format),
+        IndexArgs::Diff { index, disk, since, format } => {
+            diff(&open(&index)?, disk.as_deref(), since, format)
+        }
     }?;
     Ok(Status::Done)
 }
@@ -39,17 +41,33 @@ fn print_text(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(
             out,
             "disk {}: slot {}, {} bytes, {} chunks of {}: {} known, {} of them zero; {} to be compared",
-            disk.name, disk.slot, disk.length, disk.chunks, disk.chunk_size, disk.known, disk.zero, disk.pending
+            disk.name,
+            disk.slot,
+            disk.length,
+            disk.chunks,
+            disk.chunk_size,
+            disk.known,
+            disk.zero,
+            disk.pending
         )?;
     }
     for generation in &summary.generations {
         let closed = generation.closed.map_or("not closed".to_owned(), |at| format!("closed {at}"));
-        writeln!(out, "generation {}: stamp {}, opened {}, {closed}", generation.number, generation.stamp, generation.opened)?;
+        writeln!(
+            out,
+            "generation {}: stamp {}, opened {}, {closed}",
+            generation.number, generation.stamp, generation.opened
+        )?;
     }
     Ok(())
 }
 
-fn diff(index: &Index, disk: Option<&str>, since: Option<u64>, format: DiffFormat) -> Result<(), CommandError> {
+fn diff(
+    index: &Index,
+    disk: Option<&str>,
+    since: Option<u64>,
+    format: DiffFormat,
+) -> Result<(), CommandError> {
     let (disk, geometry) = index.disk_named(disk)?;
     let since = stamp_of(index, since)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -96,7 +114,9 @@ fn stamp_of(index: &Index, since: Option<u64>) -> Result<Stamp, CommandError> {
             let found = generations.iter().find(|generation| generation.number.0 == number);
             found.map(|generation| generation.stamp).ok_or_else(|| {
                 let (first, last) = (generations.first(), generations.last());
-                let known = first.zip(last).map_or("none".to_owned(), |(f, l)| format!("{} to {}", f.number, l.number));
+                let known = first
+                    .zip(last)
+                    .map_or("none".to_owned(), |(f, l)| format!("{} to {}", f.number, l.number));
                 CommandError::Usage(format!("--since {number}: no such generation; the index knows {known}"))
             })
         }

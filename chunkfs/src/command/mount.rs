@@ -65,20 +65,27 @@ fn spec_of(args: &Mount) -> Result<ViewSpec, CommandError> {
 
 fn read_spec(file: &Path) -> Result<ViewSpec, CommandError> {
     let text = std::fs::read(file).map_err(CommandError::io(format!("reading {}", file.display())))?;
-    let spec: ViewSpec = serde_json::from_slice(&text)
-        .map_err(|error| CommandError::Usage(format!("{}: not the description of a view: {error}", file.display())))?;
+    let spec: ViewSpec = serde_json::from_slice(&text).map_err(|error| {
+        CommandError::Usage(format!("{}: not the description of a view: {error}", file.display()))
+    })?;
     match spec.bare && (spec.disks.len() != 1 || !spec.files.is_empty()) {
-        true => Err(CommandError::Usage(format!("{}: a bare view is of one disk, without files", file.display()))),
+        true => {
+            Err(CommandError::Usage(format!("{}: a bare view is of one disk, without files", file.display())))
+        }
         false => Ok(spec),
     }
 }
 
 /// Parses `-o`. Options of every mount that are ours anyway are taken, too.
 pub(super) fn serving_of(name: &str, point: &Path, args: &ServingArgs) -> Result<Serving, CommandError> {
-    let mut owner =
-        Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o400 };
+    let mut owner = Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        mode: 0o400,
+    };
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4));
-    let mut mount = MountOptions { name: name.to_owned(), caching: Caching::Direct, allow_other: false, threads };
+    let mut mount =
+        MountOptions { name: name.to_owned(), caching: Caching::Direct, allow_other: false, threads };
     for option in args.options.iter().filter(|option| !option.is_empty()) {
         let unknown = |why: &str| CommandError::Usage(format!("-o {option}: {why}"));
         match option.split_once('=').unwrap_or((option, "")) {
@@ -93,7 +100,11 @@ pub(super) fn serving_of(name: &str, point: &Path, args: &ServingArgs) -> Result
                 owner.mode = mode.ok_or_else(|| unknown("not an octal mode up to 777"))? & 0o444;
             }
             ("ro" | "nosuid" | "nodev" | "noatime" | "default_permissions" | "defaults", "") => {}
-            _ => return Err(unknown("not an option; there are allow_other, uid, gid, mode, direct_io, kernel_cache")),
+            _ => {
+                return Err(unknown(
+                    "not an option; there are allow_other, uid, gid, mode, direct_io, kernel_cache",
+                ));
+            }
         }
     }
     let log = args.log.as_deref().map(std::path::absolute).transpose();

@@ -18,7 +18,9 @@ pub(super) fn run(args: &Umount) -> Result<Status, CommandError> {
     match asked.map_err(CommandError::io(format!("asking the daemon of {}", mount.path.display())))? {
         Some(Answer::Unmounted) => Ok(Status::Done),
         Some(Answer::Busy(message)) => Err(CommandError::Reported { status: Status::Busy as u8, message }),
-        Some(Answer::Failed(message)) => Err(CommandError::Reported { status: Status::Failed as u8, message }),
+        Some(Answer::Failed(message)) => {
+            Err(CommandError::Reported { status: Status::Failed as u8, message })
+        }
         Some(Answer::Status(_)) | None => unmount_alone(&mount, how),
     }
 }
@@ -42,9 +44,13 @@ fn unmount_alone(mount: &MountPoint, how: Unmounting) -> Result<Status, CommandE
 pub(super) fn status(args: &StatusOf) -> Result<Status, CommandError> {
     let mount = find(&args.mountpoint)?;
     let answer = control::ask(&mount, Request::Status, Duration::from_secs(10));
-    let answer = answer.map_err(CommandError::io(format!("asking the daemon of {}", mount.path.display())))?;
+    let answer =
+        answer.map_err(CommandError::io(format!("asking the daemon of {}", mount.path.display())))?;
     let Some(Answer::Status(status)) = answer else {
-        let message = format!("{}: its daemon does not answer; if it was killed, run `chunkfs umount`", mount.path.display());
+        let message = format!(
+            "{}: its daemon does not answer; if it was killed, run `chunkfs umount`",
+            mount.path.display()
+        );
         return Err(CommandError::Reported { status: Status::Owed as u8, message });
     };
     if args.json {
@@ -56,11 +62,21 @@ pub(super) fn status(args: &StatusOf) -> Result<Status, CommandError> {
 }
 
 fn text_of(status: &serde_json::Value) -> String {
-    let mut text = format!("{}: process {}, stamp {}\n", show(&status["mount_point"]), status["pid"], status["stamp"]);
+    let mut text =
+        format!("{}: process {}, stamp {}\n", show(&status["mount_point"]), status["pid"], status["stamp"]);
     for disk in status["disks"].as_array().into_iter().flatten() {
-        text += &format!("  {}: {} bytes, {} chunks of {}\n", show(&disk["name"]), disk["length"], disk["chunks"], disk["chunk_size"]);
+        text += &format!(
+            "  {}: {} bytes, {} chunks of {}\n",
+            show(&disk["name"]),
+            disk["length"],
+            disk["chunks"],
+            disk["chunk_size"]
+        );
     }
-    text += &format!("  {} reads, {} bytes, {} errors\n", status["reads"], status["bytes_read"], status["read_errors"]);
+    text += &format!(
+        "  {} reads, {} bytes, {} errors\n",
+        status["reads"], status["bytes_read"], status["read_errors"]
+    );
     let scan = &status["scan"];
     if !scan.is_null() {
         text += &format!(

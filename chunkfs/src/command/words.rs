@@ -14,7 +14,8 @@ pub fn words(mut words: Vec<OsString>) -> Vec<OsString> {
     }
     let Some(at) = first_argument(&words) else { return words };
     let is_size = words[at].to_str().is_some_and(|word| {
-        word.starts_with(|c: char| c.is_ascii_digit()) && (word.parse::<ChunkSize>().is_ok() || word.parse::<u64>().is_ok())
+        word.starts_with(|c: char| c.is_ascii_digit())
+            && (word.parse::<ChunkSize>().is_ok() || word.parse::<u64>().is_ok())
     });
     if is_size {
         let size = words.remove(at);
@@ -44,7 +45,10 @@ mod tests {
     fn older_forms_mean_what_they_always_meant() {
         for (given, expected) in [
             ("chunkfs 262144 a.img /mnt", "chunkfs mount --chunk-size 262144 a.img /mnt"),
-            ("/usr/bin/chunkfs -o allow_other 4096 a /m", "/usr/bin/chunkfs mount --chunk-size 4096 -o allow_other a /m"),
+            (
+                "/usr/bin/chunkfs -o allow_other 4096 a /m",
+                "/usr/bin/chunkfs mount --chunk-size 4096 -o allow_other a /m",
+            ),
             ("chunkfs -f 12 a /m", "chunkfs mount --chunk-size 12 -f a /m"),
             ("/usr/bin/unchunkfs dir /mnt", "/usr/bin/unchunkfs join dir /mnt"),
             ("chunkfs mount 262144 /mnt", "chunkfs mount 262144 /mnt"),

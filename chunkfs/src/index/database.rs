@@ -90,8 +90,12 @@ impl Index {
         let mut writer = connect(path, writable)?;
         check_identity(path, &mut writer, writable)?;
         let reader = connect(path, false)?;
-        let index =
-            Index { path: path.to_owned(), writer: Mutex::new(writer), reader: Mutex::new(reader), _lock: lock };
+        let index = Index {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            _lock: lock,
+        };
         index.check_seal()?;
         Ok(index)
     }
@@ -156,10 +160,14 @@ fn lock(path: &Path, wait: Duration) -> Result<File, IndexError> {
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = file.map_err(failed("opening the index"))?;
     if !file.metadata().map_err(failed("opening the index"))?.is_file() {
-        return Err(IndexError::Foreign { path: path.to_owned(), why: "it is not a regular file".to_owned() });
+        return Err(IndexError::Foreign {
+            path: path.to_owned(),
+            why: "it is not a regular file".to_owned(),
+        });
     }
     if !existed {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(failed("making the index durable in its directory"))?;
     }
@@ -182,7 +190,8 @@ fn connect(path: &Path, writable: bool) -> Result<Connection, IndexError> {
         true => OpenFlags::SQLITE_OPEN_READ_WRITE,
         false => OpenFlags::SQLITE_OPEN_READ_ONLY,
     };
-    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
+    let connection =
+        Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
     // The cache of pages: 4 MiB, for the process has to stay small.
     connection.pragma_update(None, "cache_size", -4096).map_err(failed)?;
@@ -195,7 +204,8 @@ fn connect(path: &Path, writable: bool) -> Result<Connection, IndexError> {
 
 fn check_identity(path: &Path, connection: &mut Connection, writable: bool) -> Result<(), IndexError> {
     let failed = |error| error_of(path, "reading the index", error);
-    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(failed);
+    let pragma =
+        |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(failed);
     let foreign = |why: String| Err(IndexError::Foreign { path: path.to_owned(), why });
     match (pragma("application_id")?, pragma("user_version")?) {
         (APPLICATION_ID, SCHEMA_VERSION) => {}

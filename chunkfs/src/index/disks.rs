@@ -104,26 +104,46 @@ impl Index {
             }
             _ => {}
         }
-        let state =
-            DiskState { name: disk.name.clone(), slot: row.slot, geometry: disk.geometry, tracking, compared_to };
+        let state = DiskState {
+            name: disk.name.clone(),
+            slot: row.slot,
+            geometry: disk.geometry,
+            tracking,
+            compared_to,
+        };
         self.put_disk(connection, &state, base_after(&disk.evidence, now), now)?;
         Ok(state)
     }
 
-    fn new_disk(&self, connection: &Connection, disk: &DiskAtOpen, stamp: Stamp, now: Stamp) -> Result<DiskState, IndexError> {
+    fn new_disk(
+        &self,
+        connection: &Connection,
+        disk: &DiskAtOpen,
+        stamp: Stamp,
+        now: Stamp,
+    ) -> Result<DiskState, IndexError> {
         // Slots of disks that were forgotten are not given out again: the table keeps its rows.
         let last: Option<u64> = connection
             .query_row("SELECT max(slot) FROM disk", [], |row| row.get(0))
             .map_err(|error| self.error("reading the disks", error))?;
-        let slot = DiskSlot::new(last.unwrap_or(0) + 1).ok_or_else(|| IndexError::NoSlot { path: self.path.clone() })?;
+        let slot = DiskSlot::new(last.unwrap_or(0) + 1)
+            .ok_or_else(|| IndexError::NoSlot { path: self.path.clone() })?;
         let tracking = Tracking::Digests { why: "it is new to the index".to_owned() };
-        let state = DiskState { name: disk.name.clone(), slot, geometry: disk.geometry, tracking, compared_to: 0 };
+        let state =
+            DiskState { name: disk.name.clone(), slot, geometry: disk.geometry, tracking, compared_to: 0 };
         self.put_disk(connection, &state, base_after(&disk.evidence, now), now)?;
         self.put_new_leaves(connection, slot, 0, disk.geometry.leaf_count(), stamp)?;
         Ok(state)
     }
 
-    fn put_new_leaves(&self, connection: &Connection, slot: DiskSlot, from: u64, to: u64, stamp: Stamp) -> Result<(), IndexError> {
+    fn put_new_leaves(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        from: u64,
+        to: u64,
+        stamp: Stamp,
+    ) -> Result<(), IndexError> {
         let record = Record::Uniform(Chunk { stamp, content: Content::Unknown });
         match from < to {
             true => self.put_run(connection, slot, &Run { leaves: from..to, record }),
@@ -132,7 +152,13 @@ impl Index {
     }
 
     /// Chunks past the old end compare as new; the chunk whose length changes has changed; what was cut is forgotten.
-    fn resize(&self, connection: &Connection, row: &DiskRow, new: &Geometry, stamp: Stamp) -> Result<(), IndexError> {
+    fn resize(
+        &self,
+        connection: &Connection,
+        row: &DiskRow,
+        new: &Geometry,
+        stamp: Stamp,
+    ) -> Result<(), IndexError> {
         let (old, slot) = (&row.geometry, row.slot);
         let shorter = old.image_len().min(new.image_len());
         let (old_leaves, new_leaves) = (old.leaf_count(), new.leaf_count());
@@ -141,7 +167,8 @@ impl Index {
         if let Some(edge) = edge {
             let known = self.run_at_in(connection, slot, edge)?.record.to_leaf(old.chunks_in(edge));
             let kept = old.chunks_in(edge).min(new.chunks_in(edge));
-            let whole = (shorter.bytes() / new.chunk_size().bytes()).saturating_sub(edge.first_chunk().0) as usize;
+            let whole =
+                (shorter.bytes() / new.chunk_size().bytes()).saturating_sub(edge.first_chunk().0) as usize;
             let fresh = Chunk { stamp, content: Content::Unknown };
             let mut chunks = known.chunks;
             chunks.truncate(kept.min(whole));
@@ -162,7 +189,12 @@ impl Index {
         self.put_new_leaves(connection, slot, from, new_leaves, stamp)
     }
 
-    fn cut_runs_keeping_candidates(&self, connection: &Connection, slot: DiskSlot, edge: LeafIndex) -> Result<(), IndexError> {
+    fn cut_runs_keeping_candidates(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        edge: LeafIndex,
+    ) -> Result<(), IndexError> {
         let candidates = self.candidates_in(connection, slot, edge)?;
         self.cut_runs(connection, slot, edge)?;
         match candidates.is_empty() {
@@ -171,7 +203,11 @@ impl Index {
         }
     }
 
-    pub(super) fn disk_row(&self, connection: &Connection, name: &str) -> Result<Option<DiskRow>, IndexError> {
+    pub(super) fn disk_row(
+        &self,
+        connection: &Connection,
+        name: &str,
+    ) -> Result<Option<DiskRow>, IndexError> {
         let row = connection
             .query_row(
                 "SELECT slot, name, chunk_size, length, compared_to, base FROM disk WHERE name = ?1",
@@ -198,7 +234,13 @@ impl Index {
         })
     }
 
-    fn put_disk(&self, connection: &Connection, disk: &DiskState, base: Option<Base>, now: Stamp) -> Result<(), IndexError> {
+    fn put_disk(
+        &self,
+        connection: &Connection,
+        disk: &DiskState,
+        base: Option<Base>,
+        now: Stamp,
+    ) -> Result<(), IndexError> {
         let base = base.map(|base| serde_json::to_string(&base).expect("a base has only numbers and names"));
         connection
             .execute(
@@ -267,24 +309,36 @@ fn judge(row: &DiskRow, evidence: &Evidence) -> Tracking {
     let all = |why: &str| Tracking::Digests { why: why.to_owned() };
     match (evidence, &row.base) {
         (Evidence::None { why } | Evidence::Start { why, .. }, _) => all(why),
-        (Evidence::File(now), Some(Base::File { identity, settled: true })) if now == identity => Tracking::Unchanged,
+        (Evidence::File(now), Some(Base::File { identity, settled: true })) if now == identity => {
+            Tracking::Unchanged
+        }
         (Evidence::File(now), Some(Base::File { identity, settled: false })) if now == identity => {
             all("the image was written just before the last view of it, so its times prove nothing")
         }
-        (Evidence::File(_), Some(Base::File { .. })) => all("the image was written or replaced since the last view"),
+        (Evidence::File(_), Some(Base::File { .. })) => {
+            all("the image was written or replaced since the last view")
+        }
         (Evidence::File(_), _) => all("the index describes no file"),
         (Evidence::Changes { since, changes, .. }, Some(Base::Point { name })) if since == name => {
             Tracking::Changes { chunks: changes.len() }
         }
-        (Evidence::Changes { .. }, Some(Base::Point { .. })) => all("the changes count from another point in time"),
-        (Evidence::Changes { .. }, _) => all("the index describes no point in time that changes could count from"),
+        (Evidence::Changes { .. }, Some(Base::Point { .. })) => {
+            all("the changes count from another point in time")
+        }
+        (Evidence::Changes { .. }, _) => {
+            all("the index describes no point in time that changes could count from")
+        }
     }
 }
 
 fn base_after(evidence: &Evidence, now: Stamp) -> Option<Base> {
     match evidence {
         Evidence::None { .. } => None,
-        Evidence::File(identity) => Some(Base::File { identity: *identity, settled: identity.is_settled(now.0) }),
-        Evidence::Changes { point, .. } | Evidence::Start { point, .. } => Some(Base::Point { name: point.clone() }),
+        Evidence::File(identity) => {
+            Some(Base::File { identity: *identity, settled: identity.is_settled(now.0) })
+        }
+        Evidence::Changes { point, .. } | Evidence::Start { point, .. } => {
+            Some(Base::Point { name: point.clone() })
+        }
     }
 }

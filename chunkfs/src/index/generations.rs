@@ -58,7 +58,10 @@ impl Index {
                     [generation.0.saturating_sub(GENERATIONS_KEPT)],
                 )
                 .map_err(failed)?;
-            let disks = disks.iter().map(|disk| self.open_disk(connection, disk, stamp, now)).collect::<Result<_, _>>()?;
+            let disks = disks
+                .iter()
+                .map(|disk| self.open_disk(connection, disk, stamp, now))
+                .collect::<Result<_, _>>()?;
             self.seal(connection)?;
             Ok(Opened { generation, stamp, disks })
         })
@@ -139,8 +142,10 @@ impl Index {
     pub(super) fn check_seal(&self) -> Result<(), IndexError> {
         self.read(|connection| {
             let failed = |error| self.error("reading the index", error);
-            let seal: Option<Vec<u8>> =
-                connection.query_row("SELECT sum FROM seal", [], |row| row.get(0)).optional().map_err(failed)?;
+            let seal: Option<Vec<u8>> = connection
+                .query_row("SELECT sum FROM seal", [], |row| row.get(0))
+                .optional()
+                .map_err(failed)?;
             let empty = self.last_generation(connection)?.is_none();
             match seal {
                 None if empty => Ok(()),

@@ -1,8 +1,8 @@
 //! What the index knows of the chunks of a leaf, and the bytes in which it is stored.
 //! Pure: no database. docs/format.md describes the bytes; samples of them are kept in tests/data.
 
-use crate::core::digest::Digest;
 use crate::core::changes::LeafSet;
+use crate::core::digest::Digest;
 use crate::core::stamp::Stamp;
 
 /// What is known of a chunk's content.
@@ -74,7 +74,9 @@ impl Record {
     /// The chunks of which nothing is known.
     pub fn unknown(&self, count: usize) -> LeafSet {
         let mut set = LeafSet::EMPTY;
-        (0..count).filter(|slot| self.chunk(*slot).content == Content::Unknown).for_each(|slot| set.insert(slot));
+        (0..count)
+            .filter(|slot| self.chunk(*slot).content == Content::Unknown)
+            .for_each(|slot| set.insert(slot));
         set
     }
 }
@@ -227,7 +229,10 @@ mod tests {
         let chunk = |stamp, content| Chunk { stamp: Stamp(stamp), content };
         assert_eq!(encode(&Record::Uniform(chunk(258, Content::Zero))), [1, 2, 1, 0, 0, 0, 0, 0, 0]);
         let digest = Content::Digest(Digest([7; 32]));
-        let leaf = Leaf { chunks: vec![chunk(1, digest), chunk(1, Content::Zero), chunk(2, Content::Unknown)], cut: None };
+        let leaf = Leaf {
+            chunks: vec![chunk(1, digest), chunk(1, Content::Zero), chunk(2, Content::Unknown)],
+            cut: None,
+        };
         let mut expected = vec![2, 2, 0, 0, 0, 0, 0, 0, 0, 0x80, 3];
         expected.extend([0; 31]);
         expected.push(2);

@@ -49,8 +49,9 @@ impl Index {
     /// Reads every row and every page.
     pub fn check(&self) -> Result<Summary, IndexError> {
         let failed = |error| self.error("checking the index", error);
-        let verdict: String =
-            self.read(|connection| connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(failed))?;
+        let verdict: String = self.read(|connection| {
+            connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(failed)
+        })?;
         if verdict != "ok" {
             return Err(self.damaged(verdict));
         }
@@ -59,7 +60,9 @@ impl Index {
             let mut next = 0;
             self.for_each_run(&row, |leaves, _, _| {
                 if leaves.start != next {
-                    return Err(self.damaged(format!("disk {:?}: leaf {next} has no record, or two", row.name)));
+                    return Err(
+                        self.damaged(format!("disk {:?}: leaf {next} has no record, or two", row.name))
+                    );
                 }
                 next = leaves.end;
                 Ok(())
@@ -92,14 +95,22 @@ impl Index {
     }
 
     /// Calls `each` for every chunk that has changed since `stamp`, or may have: in disk order.
-    pub fn changed_since(&self, disk: &str, stamp: Stamp, mut each: impl FnMut(Changed)) -> Result<(), IndexError> {
+    pub fn changed_since(
+        &self,
+        disk: &str,
+        stamp: Stamp,
+        mut each: impl FnMut(Changed),
+    ) -> Result<(), IndexError> {
         let row = self.disk_rows()?.into_iter().find(|row| row.name == disk);
         let Some(row) = row else { return Ok(()) };
         self.for_each_run(&row, |leaves, record, candidates| {
             let first = LeafIndex(leaves.start);
-            for chunk in row.geometry.chunk_range(first).start..row.geometry.chunk_range(LeafIndex(leaves.end - 1)).end {
+            for chunk in
+                row.geometry.chunk_range(first).start..row.geometry.chunk_range(LeafIndex(leaves.end - 1)).end
+            {
                 let index = ChunkIndex(chunk);
-                let known = record.chunk(if leaves.end - leaves.start == 1 { index.slot_in_leaf() } else { 0 });
+                let known =
+                    record.chunk(if leaves.end - leaves.start == 1 { index.slot_in_leaf() } else { 0 });
                 let pending = index.leaf().0 >= row.compared_to || candidates(index);
                 if known.stamp > stamp || pending {
                     let range = row.geometry.range_of(index).expect("the chunk is in the image");
@@ -141,7 +152,8 @@ impl Index {
             let watermark = LeafIndex(row.compared_to).first_chunk().0.clamp(chunks.start, chunks.end);
             pending += chunks.end - watermark;
             if leaves.end - leaves.start == 1 {
-                pending += (chunks.start..watermark).filter(|chunk| candidates(ChunkIndex(*chunk))).count() as u64;
+                pending +=
+                    (chunks.start..watermark).filter(|chunk| candidates(ChunkIndex(*chunk))).count() as u64;
             }
             Ok(())
         })?;
@@ -177,7 +189,8 @@ impl Index {
                 false => crate::core::changes::LeafSet::EMPTY,
             };
             // Leaves with candidates may lie inside a uniform run: cut it there.
-            let end = with_candidates.range(leaf + 1..).next().copied().unwrap_or(u64::MAX).min(run.leaves.end);
+            let end =
+                with_candidates.range(leaf + 1..).next().copied().unwrap_or(u64::MAX).min(run.leaves.end);
             let end = if set.is_empty() { end } else { leaf + 1 };
             let asked = LeafIndex(leaf);
             let candidates = |chunk: ChunkIndex| chunk.leaf() == asked && set.contains(chunk.slot_in_leaf());

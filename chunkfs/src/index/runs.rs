@@ -33,12 +33,20 @@ impl Index {
         self.read(|connection| self.run_at_in(connection, slot, leaf))
     }
 
-    pub(super) fn run_at_in(&self, connection: &Connection, slot: DiskSlot, leaf: LeafIndex) -> Result<Run, IndexError> {
+    pub(super) fn run_at_in(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        leaf: LeafIndex,
+    ) -> Result<Run, IndexError> {
         let mut statement = connection
             .prepare_cached("SELECT first, end, body, sum FROM run WHERE slot = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1")
             .map_err(|error| self.error("reading a leaf", error))?;
         let row = statement.query_row(params![slot.number(), leaf.0], RunRow::from).optional();
-        let run = row.map_err(|error| self.error("reading a leaf", error))?.map(|row| self.decode(slot, row)).transpose()?;
+        let run = row
+            .map_err(|error| self.error("reading a leaf", error))?
+            .map(|row| self.decode(slot, row))
+            .transpose()?;
         run.filter(|run| run.leaves.contains(&leaf.0))
             .ok_or_else(|| self.damaged(format!("disk {} has no record of leaf {}", slot.number(), leaf.0)))
     }
@@ -62,13 +70,20 @@ impl Index {
         self.read(|connection| self.candidates_in(connection, slot, leaf))
     }
 
-    pub(super) fn candidates_in(&self, connection: &Connection, slot: DiskSlot, leaf: LeafIndex) -> Result<LeafSet, IndexError> {
+    pub(super) fn candidates_in(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        leaf: LeafIndex,
+    ) -> Result<LeafSet, IndexError> {
         let failed = |error| self.error("reading candidates", error);
         let mut statement = connection
             .prepare_cached("SELECT chunks, sum FROM candidate WHERE slot = ?1 AND leaf = ?2")
             .map_err(failed)?;
         let row = statement
-            .query_row(params![slot.number(), leaf.0], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .query_row(params![slot.number(), leaf.0], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?))
+            })
             .optional()
             .map_err(failed)?;
         let Some((chunks, sum)) = row else { return Ok(LeafSet::EMPTY) };
@@ -79,7 +94,12 @@ impl Index {
     }
 
     /// The newest stamp among some leaves' chunks, or among their lists of digests. `None`: there are none.
-    pub fn newest_in(&self, slot: DiskSlot, leaves: Range<u64>, tree: Tree) -> Result<Option<Stamp>, IndexError> {
+    pub fn newest_in(
+        &self,
+        slot: DiskSlot,
+        leaves: Range<u64>,
+        tree: Tree,
+    ) -> Result<Option<Stamp>, IndexError> {
         // Runs do not overlap, so only the one that holds the first leaf may begin before it.
         let sql = match tree {
             Tree::Chunks => {
@@ -94,8 +114,11 @@ impl Index {
         self.read(|connection| {
             let mut statement =
                 connection.prepare_cached(sql).map_err(|error| self.error("reading stamps", error))?;
-            let newest = statement.query_row(params![slot.number(), leaves.start, leaves.end], |row| row.get(0));
-            newest.map(|newest: Option<i64>| newest.map(Stamp)).map_err(|error| self.error("reading stamps", error))
+            let newest =
+                statement.query_row(params![slot.number(), leaves.start, leaves.end], |row| row.get(0));
+            newest
+                .map(|newest: Option<i64>| newest.map(Stamp))
+                .map_err(|error| self.error("reading stamps", error))
         })
     }
 
@@ -115,7 +138,12 @@ impl Index {
     }
 
     /// Puts a run in the place of whatever overlaps it.
-    pub(super) fn put_run(&self, connection: &Connection, slot: DiskSlot, run: &Run) -> Result<(), IndexError> {
+    pub(super) fn put_run(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        run: &Run,
+    ) -> Result<(), IndexError> {
         assert!(run.leaves.start < run.leaves.end, "a run has a leaf");
         for other in self.runs_over(connection, slot, &run.leaves)? {
             self.delete_run(connection, slot, other.leaves.start)?;
@@ -129,7 +157,12 @@ impl Index {
     }
 
     /// Forgets all leaves from `from` on.
-    pub(super) fn cut_runs(&self, connection: &Connection, slot: DiskSlot, from: LeafIndex) -> Result<(), IndexError> {
+    pub(super) fn cut_runs(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        from: LeafIndex,
+    ) -> Result<(), IndexError> {
         for other in self.runs_over(connection, slot, &(from.0..i64::MAX as u64))? {
             self.delete_run(connection, slot, other.leaves.start)?;
             if other.leaves.start < from.0 {
@@ -141,7 +174,12 @@ impl Index {
     }
 
     /// All runs that have a leaf in `leaves`, in order.
-    pub(super) fn runs_over(&self, connection: &Connection, slot: DiskSlot, leaves: &Range<u64>) -> Result<Vec<Run>, IndexError> {
+    pub(super) fn runs_over(
+        &self,
+        connection: &Connection,
+        slot: DiskSlot,
+        leaves: &Range<u64>,
+    ) -> Result<Vec<Run>, IndexError> {
         let failed = |error| self.error("reading leaves", error);
         let mut statement = connection
             .prepare_cached(
@@ -149,7 +187,9 @@ impl Index {
                  AND first >= coalesce((SELECT max(first) FROM run WHERE slot = ?1 AND first <= ?2), 0) ORDER BY first",
             )
             .map_err(failed)?;
-        let rows = statement.query_map(params![slot.number(), leaves.start, leaves.end], RunRow::from).map_err(failed)?;
+        let rows = statement
+            .query_map(params![slot.number(), leaves.start, leaves.end], RunRow::from)
+            .map_err(failed)?;
         rows.map(|row| self.decode(slot, row.map_err(failed)?)).collect()
     }
 
@@ -184,7 +224,9 @@ impl Index {
         let bytes = self.candidates_in(connection, slot, leaf)?.union(chunks).to_bytes();
         let sum = candidate_sum(slot, leaf, &bytes);
         connection
-            .prepare_cached("INSERT OR REPLACE INTO candidate (slot, leaf, chunks, sum) VALUES (?1, ?2, ?3, ?4)")
+            .prepare_cached(
+                "INSERT OR REPLACE INTO candidate (slot, leaf, chunks, sum) VALUES (?1, ?2, ?3, ?4)",
+            )
             .and_then(|mut insert| insert.execute(params![slot.number(), leaf.0, bytes, sum]))
             .map_err(|error| self.error("storing candidates", error))?;
         Ok(())
@@ -207,9 +249,12 @@ impl Index {
     pub fn candidate_leaves(&self, slot: DiskSlot) -> Result<Vec<LeafIndex>, IndexError> {
         let failed = |error| self.error("reading candidates", error);
         self.read(|connection| {
-            let mut statement =
-                connection.prepare("SELECT leaf FROM candidate WHERE slot = ?1 ORDER BY leaf").map_err(failed)?;
-            let rows = statement.query_map(params![slot.number()], |row| row.get(0).map(LeafIndex)).map_err(failed)?;
+            let mut statement = connection
+                .prepare("SELECT leaf FROM candidate WHERE slot = ?1 ORDER BY leaf")
+                .map_err(failed)?;
+            let rows = statement
+                .query_map(params![slot.number()], |row| row.get(0).map(LeafIndex))
+                .map_err(failed)?;
             rows.collect::<Result<_, _>>().map_err(failed)
         })
     }

@@ -19,7 +19,9 @@ const LONGEST_LINE: u64 = 4096;
 pub enum Request {
     Status,
     /// Answered when the view is gone and its generation closed.
-    Unmount { lazy: bool },
+    Unmount {
+        lazy: bool,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,7 +64,8 @@ fn directory() -> PathBuf {
         true => PathBuf::from("/run/chunkfs"),
         false => {
             let user = rustix::process::geteuid().as_raw();
-            let run = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{user}").into(), PathBuf::from);
+            let run = std::env::var_os("XDG_RUNTIME_DIR")
+                .map_or_else(|| format!("/run/user/{user}").into(), PathBuf::from);
             run.join("chunkfs")
         }
     }
@@ -81,8 +84,14 @@ pub fn listen(mount: &MountPoint) -> io::Result<UnixListener> {
         _ => {}
     }
     let metadata = std::fs::symlink_metadata(&directory)?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
-        return Err(io::Error::other(format!("{}: not a directory that only we may enter", directory.display())));
+    if !metadata.is_dir()
+        || metadata.uid() != rustix::process::geteuid().as_raw()
+        || metadata.mode() & 0o077 != 0
+    {
+        return Err(io::Error::other(format!(
+            "{}: not a directory that only we may enter",
+            directory.display()
+        )));
     }
     let path = path_of(mount);
     match std::fs::remove_file(&path) {

@@ -35,12 +35,7 @@ pub fn start() -> io::Result<Report> {
     let mut command = Command::new(std::env::current_exe()?);
     // By the name that we were called by, which may be that of a link.
     command.arg0(words.next().unwrap_or_default());
-    let mut child = command
-        .args(words)
-        .env(MARK, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut child = command.args(words).env(MARK, "1").stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("its output is a pipe")).read_line(&mut line)?;
     match serde_json::from_str(&line) {
@@ -48,7 +43,10 @@ pub fn start() -> io::Result<Report> {
         // It died before it could tell why: its own words are on stderr.
         Err(_) => {
             let status = child.wait()?;
-            Ok(Report::Failed { status: 1, message: format!("the daemon ended before it was ready: {status}") })
+            Ok(Report::Failed {
+                status: 1,
+                message: format!("the daemon ended before it was ready: {status}"),
+            })
         }
     }
 }

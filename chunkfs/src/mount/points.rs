@@ -106,7 +106,9 @@ pub fn check(path: &Path) -> Result<PathBuf, PointError> {
         let dead = std::fs::metadata(&full).is_err_and(|error| error.raw_os_error() == Some(107));
         return Err(match mount.is_chunkfs() && dead {
             true => PointError::Dead { path: full },
-            false => PointError::Mounted { path: full, what: format!("{} ({})", mount.source, mount.fs_type) },
+            false => {
+                PointError::Mounted { path: full, what: format!("{} ({})", mount.source, mount.fs_type) }
+            }
         });
     }
     if !std::fs::metadata(&full).map_err(failed)?.is_dir() {
@@ -134,7 +136,10 @@ pub fn holders(mount: &MountPoint) -> Vec<String> {
     let holds = |process: &Path| {
         let links = ["cwd", "root"].map(|link| process.join(link)).into_iter();
         let files = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
-        links.chain(files).filter_map(|link| std::fs::read_link(link).ok()).any(|to| to.starts_with(&mount.path))
+        links
+            .chain(files)
+            .filter_map(|link| std::fs::read_link(link).ok())
+            .any(|to| to.starts_with(&mount.path))
     };
     let mut found = Vec::new();
     for process in processes.flatten() {
@@ -156,7 +161,10 @@ mod tests {
         let line = br"36 35 0:45 / /mnt/a\040b\134c rw,noatime shared:1 master:2 - fuse.chunkfs chunkfs-m\040x ro,user_id=0";
         let mount = parse_line(line).unwrap();
         assert_eq!(mount.path, Path::new("/mnt/a b\\c"));
-        assert_eq!((mount.device.as_str(), mount.fs_type.as_str(), mount.source.as_str()), ("0:45", "fuse.chunkfs", "chunkfs-m x"));
+        assert_eq!(
+            (mount.device.as_str(), mount.fs_type.as_str(), mount.source.as_str()),
+            ("0:45", "fuse.chunkfs", "chunkfs-m x")
+        );
         assert!(mount.is_chunkfs());
         assert_eq!(parse_line(b""), None);
         assert_eq!(unescape(br"\04"), br"\04");

@@ -59,7 +59,8 @@ pub fn mount<V: View>(
 ) -> Result<Mounted, SessionError> {
     let counters = Arc::new(Counters::default());
     let adapter = Adapter::new(view, options.caching, Arc::clone(&counters));
-    let session = Session::new(adapter, point, &config_of(options)).map_err(|error| explain(error, point, options))?;
+    let session =
+        Session::new(adapter, point, &config_of(options)).map_err(|error| explain(error, point, options))?;
     let mounted = points::at(point).ok().flatten().filter(MountPoint::is_chunkfs);
     let failed = |error| SessionError::Mount { path: point.to_owned(), error };
     let point = mounted.ok_or_else(|| failed(io::Error::other("it does not stand in the mount table")))?;

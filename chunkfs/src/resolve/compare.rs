@@ -135,7 +135,15 @@ mod tests {
         let (source, faults) = FaultySource::new(MemorySource::new(bytes.clone()));
         faults.fail_in(ByteRange::new(4 * 4096, 4 * 4096 + 1));
         let mut candidates = LeafSet::ALL;
-        let compared = compare(&source, &g, LeafIndex(0), &Record::Leaf(known.clone()), &candidates, Stamp(9), &mut Buffer::default());
+        let compared = compare(
+            &source,
+            &g,
+            LeafIndex(0),
+            &Record::Leaf(known.clone()),
+            &candidates,
+            Stamp(9),
+            &mut Buffer::default(),
+        );
         let compared = compared.unwrap();
         let stamps: Vec<_> = (0..6).map(|slot| compared.record.chunk(slot).stamp.0).collect();
         // Chunk 4 is a hole now, so that the bad sector in it is never read.
@@ -145,13 +153,32 @@ mod tests {
 
         faults.fail_in(ByteRange::new(4096, 4097));
         candidates.remove(3);
-        let compared = compare(&source, &g, LeafIndex(0), &Record::Leaf(known), &candidates, Stamp(9), &mut Buffer::default());
+        let compared = compare(
+            &source,
+            &g,
+            LeafIndex(0),
+            &Record::Leaf(known),
+            &candidates,
+            Stamp(9),
+            &mut Buffer::default(),
+        );
         let compared = compared.unwrap();
         assert_eq!(compared.still_open.iter().collect::<Vec<_>>(), [1]);
         assert_eq!(compared.record.chunk(1), at(9, Content::Unknown));
         assert_eq!(compared.record.chunk(3), at(1, Content::Unknown));
         faults.vanish();
-        assert!(compare(&source, &g, LeafIndex(0), &compared.record, &candidates, Stamp(9), &mut Buffer::default()).is_err());
+        assert!(
+            compare(
+                &source,
+                &g,
+                LeafIndex(0),
+                &compared.record,
+                &candidates,
+                Stamp(9),
+                &mut Buffer::default()
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -40,6 +40,9 @@ impl Queue {
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("parked", &self.parked.len()).field("leased", &self.leased).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("parked", &self.parked.len())
+            .field("leased", &self.leased)
+            .finish_non_exhaustive()
     }
 }

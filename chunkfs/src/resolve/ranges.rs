@@ -27,9 +27,16 @@ impl RangeSet {
     }
 
     pub(super) fn remove(&mut self, gone: Range<u64>) {
+        if gone.is_empty() {
+            return;
+        }
         let first = self.ranges.range(..=gone.start).next_back().map_or(gone.start, |(s, _)| *s);
-        let touched: Vec<(u64, u64)> =
-            self.ranges.range(first..gone.end).filter(|(_, e)| **e > gone.start).map(|(s, e)| (*s, *e)).collect();
+        let touched: Vec<(u64, u64)> = self
+            .ranges
+            .range(first..gone.end)
+            .filter(|(_, e)| **e > gone.start)
+            .map(|(s, e)| (*s, *e))
+            .collect();
         for (start, end) in touched {
             self.ranges.remove(&start);
             if start < gone.start {

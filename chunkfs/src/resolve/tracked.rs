@@ -71,7 +71,12 @@ pub(super) struct Live {
 }
 
 impl Tracked {
-    pub fn new(index: Arc<Index>, source: Arc<dyn Source>, disk: &DiskState, stamp: Stamp) -> Result<Tracked, IndexError> {
+    pub fn new(
+        index: Arc<Index>,
+        source: Arc<dyn Source>,
+        disk: &DiskState,
+        stamp: Stamp,
+    ) -> Result<Tracked, IndexError> {
         let mut pending = RangeSet::default();
         pending.insert(disk.compared_to..disk.geometry.leaf_count());
         for leaf in index.candidate_leaves(disk.slot)? {
@@ -121,7 +126,12 @@ impl Tracked {
     }
 
     /// The chunks of a leaf that have to be compared.
-    pub(super) fn candidates(&self, leaf: LeafIndex, record: &Record, all: bool) -> Result<LeafSet, IndexError> {
+    pub(super) fn candidates(
+        &self,
+        leaf: LeafIndex,
+        record: &Record,
+        all: bool,
+    ) -> Result<LeafSet, IndexError> {
         let count = self.geometry.chunks_in(leaf);
         let mut set = match all {
             true => LeafSet::ALL,
@@ -187,7 +197,8 @@ impl Tracked {
         if leaves.end - leaves.start == 1 {
             live.cache.pop(&leaves.start);
         } else {
-            let cached: Vec<u64> = live.cache.iter().map(|(leaf, _)| *leaf).filter(|leaf| leaves.contains(leaf)).collect();
+            let cached: Vec<u64> =
+                live.cache.iter().map(|(leaf, _)| *leaf).filter(|leaf| leaves.contains(leaf)).collect();
             cached.iter().for_each(|leaf| {
                 live.cache.pop(leaf);
             });
@@ -205,7 +216,10 @@ impl Tracked {
 
 impl std::fmt::Debug for Tracked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tracked").field("slot", &self.slot).field("source", &self.source.describe()).finish_non_exhaustive()
+        f.debug_struct("Tracked")
+            .field("slot", &self.slot)
+            .field("source", &self.source.describe())
+            .finish_non_exhaustive()
     }
 }
 
@@ -229,7 +243,8 @@ fn insert_whole_chunks(set: &mut LeafSet, geometry: &Geometry, bytes: ByteRange)
     let size = geometry.chunk_size().bytes();
     let first = bytes.start.div_ceil(size);
     // The last chunk may be short, and whole all the same.
-    let end = if bytes.end == geometry.image_len().bytes() { bytes.end.div_ceil(size) } else { bytes.end / size };
+    let end =
+        if bytes.end == geometry.image_len().bytes() { bytes.end.div_ceil(size) } else { bytes.end / size };
     for chunk in first..end {
         set.insert(crate::core::geometry::ChunkIndex(chunk).slot_in_leaf());
     }

@@ -73,7 +73,8 @@ impl Resolver {
         let resolver = Resolver { shared: Arc::clone(&shared), threads: Mutex::default() };
         for number in 0..threads {
             let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name(format!("compare-{number}")).spawn(move || shared.work())?;
+            let thread =
+                std::thread::Builder::new().name(format!("compare-{number}")).spawn(move || shared.work())?;
             resolver.threads.lock().expect("no panic while the lock is held").push(thread);
         }
         Ok(resolver)
@@ -155,7 +156,8 @@ impl Shared {
                 Ok(finding) => batch.push(finding),
                 Err(why) => self.give_up(disk, leaf, why),
             }
-            if batch.len() >= BATCH_LEAVES || since.elapsed() >= BATCH_AGE || !self.queue().parked.is_empty() {
+            if batch.len() >= BATCH_LEAVES || since.elapsed() >= BATCH_AGE || !self.queue().parked.is_empty()
+            {
                 self.flush(&mut batch);
             }
         }
@@ -179,7 +181,11 @@ impl Shared {
                 self.flush(batch);
                 continue;
             }
-            drop(self.wake.wait_timeout(queue, Duration::from_secs(1)).expect("no panic while the lock is held"));
+            drop(
+                self.wake
+                    .wait_timeout(queue, Duration::from_secs(1))
+                    .expect("no panic while the lock is held"),
+            );
         }
     }
 
@@ -256,7 +262,11 @@ impl Shared {
         let Some(stretch) = live.pending.first_in(&(leaf.0..empty_to)).filter(|s| s.start == leaf.0) else {
             return Ok(None);
         };
-        let taken = queue.leased.iter().filter(|(other, l)| *other == number && l.start > leaf.0).map(|(_, l)| l.start);
+        let taken = queue
+            .leased
+            .iter()
+            .filter(|(other, l)| *other == number && l.start > leaf.0)
+            .map(|(_, l)| l.start);
         let leaves = leaf.0..stretch.end.min(taken.min().unwrap_or(u64::MAX));
         if leaves.end - leaves.start < 2 {
             return Ok(None);

@@ -37,13 +37,19 @@ pub(super) struct Indexed {
     pub resolver: Arc<Resolver>,
 }
 
-pub(super) fn now() -> Stamp {
+/// The clock, in whole seconds.
+pub fn now() -> Stamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     Stamp(since.map_or(0, |time| time.as_secs() as i64))
 }
 
 /// `wait`: for another process to let go of the index. `threads`: for the comparison.
-pub(super) fn assemble(spec: &ViewSpec, owner: Owner, wait: Duration, threads: usize) -> Result<Assembled, CommandError> {
+pub(super) fn assemble(
+    spec: &ViewSpec,
+    owner: Owner,
+    wait: Duration,
+    threads: usize,
+) -> Result<Assembled, CommandError> {
     let opened = spec.disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let index = spec.index.as_ref().map(|path| Index::open(path, Access::Write { wait })).transpose()?;
     match index {
@@ -59,7 +65,10 @@ struct OpenedDisk {
 
 fn open(disk: &DiskSpec) -> Result<OpenedDisk, CommandError> {
     let chunk_size = ChunkSize::new(disk.chunk_size).ok_or_else(|| {
-        CommandError::Usage(format!("{} is not a chunk size: give a multiple of 4096 from 4K to 64M", disk.chunk_size))
+        CommandError::Usage(format!(
+            "{} is not a chunk size: give a multiple of 4096 from 4K to 64M",
+            disk.chunk_size
+        ))
     })?;
     let SourceSpec::Image(path) = &disk.source;
     let image = ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
@@ -68,7 +77,9 @@ fn open(disk: &DiskSpec) -> Result<OpenedDisk, CommandError> {
     let geometry = Geometry::new(source.len(), chunk_size);
     let evidence = match (&disk.changes, identity) {
         (ChangesSpec::Times, Some(identity)) => Evidence::File(identity),
-        (ChangesSpec::Times, None) => Evidence::None { why: "a device has no times to tell changes by".to_owned() },
+        (ChangesSpec::Times, None) => {
+            Evidence::None { why: "a device has no times to tell changes by".to_owned() }
+        }
         (ChangesSpec::Digests { why }, _) => Evidence::None { why: why.clone() },
         (ChangesSpec::Start { point, why }, _) => Evidence::Start { point: point.clone(), why: why.clone() },
         (ChangesSpec::Ranges { since, point, ranges }, _) => {
@@ -85,7 +96,9 @@ fn without_index(spec: &ViewSpec, opened: Vec<OpenedDisk>, owner: Owner) -> Resu
     tracing::warn!("without --index nothing is known of changes: every chunk shows the time of this mount");
     let mut disks = Vec::new();
     let mut states = Vec::new();
-    for (number, OpenedDisk { source, at_open: DiskAtOpen { name, geometry, .. } }) in opened.into_iter().enumerate() {
+    for (number, OpenedDisk { source, at_open: DiskAtOpen { name, geometry, .. } }) in
+        opened.into_iter().enumerate()
+    {
         let slot = DiskSlot::new(number as u64 + 1)
             .ok_or_else(|| CommandError::Usage("more than 1023 disks".to_owned()))?;
         states.push(status_of(&name, &geometry, None));
@@ -103,7 +116,8 @@ fn with_index(
     index: Arc<Index>,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
-    let (sources, at_open): (Vec<_>, Vec<_>) = opened.into_iter().map(|disk| (disk.source, disk.at_open)).unzip();
+    let (sources, at_open): (Vec<_>, Vec<_>) =
+        opened.into_iter().map(|disk| (disk.source, disk.at_open)).unzip();
     let generation = index.open_generation(&at_open, now())?;
     let (mut disks, mut states, mut all_tracked) = (Vec::new(), Vec::new(), Vec::new());
     for (source, mut state) in sources.into_iter().zip(generation.disks) {
@@ -111,7 +125,8 @@ fn with_index(
         if let Tracking::Digests { why } = &state.tracking {
             tracing::info!("disk {}: all chunks are compared, for {why}", state.name);
         }
-        let tracked = Arc::new(Tracked::new(Arc::clone(&index), Arc::clone(&source), &state, generation.stamp)?);
+        let tracked =
+            Arc::new(Tracked::new(Arc::clone(&index), Arc::clone(&source), &state, generation.stamp)?);
         all_tracked.push(Arc::clone(&tracked));
         states.push(status_of(&state.name, &state.geometry, Some(state.tracking)));
         disks.push(Disk::new(state.name, state.slot, state.geometry, source, Stamps::Tracked(tracked)));
@@ -179,7 +194,11 @@ fn plain_file(file: &FileSpec, stamp: Stamp, index: Option<&Index>) -> Result<Pl
         (false, Some(index)) => index.stamp_of_file(&file.name, &content, stamp)?,
         (false, None) => stamp,
     };
-    Ok(PlainFile { name: file.name.clone(), source: Arc::new(crate::source::memory::MemorySource::new(content)), stamp })
+    Ok(PlainFile {
+        name: file.name.clone(),
+        source: Arc::new(crate::source::memory::MemorySource::new(content)),
+        stamp,
+    })
 }
 
 fn layout_of(spec: &ViewSpec) -> Layout {

@@ -43,7 +43,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
         super::SourceSpec::Image(path) => path,
     });
     images.chain(&spec.index).try_for_each(|path| points::check_apart(&point, path))?;
-    let Assembled { view, stamp, disks, indexed } = assemble(spec, serving.owner, INDEX_WAIT, serving.threads)?;
+    let Assembled { view, stamp, disks, indexed } =
+        assemble(spec, serving.owner, INDEX_WAIT, serving.threads)?;
     wait_for_clock(stamp);
     let facts = Facts { stamp, disks, indexed: indexed.as_ref() };
     let served = serve(view, &point, serving, &facts);
@@ -218,5 +219,7 @@ fn send_signals(events: Sender<Event>) -> Result<(), CommandError> {
 }
 
 fn send_connections(listener: UnixListener, events: Sender<Event>) {
-    std::thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| events.send(Event::Asked(stream))));
+    std::thread::spawn(move || {
+        listener.incoming().flatten().try_for_each(|stream| events.send(Event::Asked(stream)))
+    });
 }

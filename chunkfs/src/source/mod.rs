@@ -1,9 +1,14 @@
 //! A source is bytes at offsets that do not change: an image file, a device, an export, a directory of chunks.
 //! Nothing here knows of chunk files' metadata or of FUSE.
 
+pub mod beneath;
+pub mod chunks;
+pub mod digests;
 pub mod faulty;
 pub mod image;
 pub mod memory;
+pub mod shape;
+pub mod walk;
 
 use crate::core::geometry::{ByteRange, ImageLen};
 use std::sync::Arc;

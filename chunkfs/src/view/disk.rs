@@ -42,7 +42,13 @@ pub(super) struct NodeFacts {
 pub(super) const DIRECTORY_SIZE: u64 = 4096;
 
 impl Disk {
-    pub fn new(name: String, slot: DiskSlot, geometry: Geometry, source: Arc<dyn Source>, stamps: Stamps) -> Disk {
+    pub fn new(
+        name: String,
+        slot: DiskSlot,
+        geometry: Geometry,
+        source: Arc<dyn Source>,
+        stamps: Stamps,
+    ) -> Disk {
         assert_eq!(geometry.image_len(), source.len(), "the geometry is that of the source");
         Disk { name, slot, geometry, source, stamps }
     }
@@ -95,7 +101,10 @@ impl Disk {
     }
 
     /// What some chunks of a leaf show, without asking for the leaf once for each.
-    pub(super) fn chunks_of(&self, leaf: LeafIndex) -> Result<impl Fn(usize) -> Result<NodeFacts, ViewError>, ViewError> {
+    pub(super) fn chunks_of(
+        &self,
+        leaf: LeafIndex,
+    ) -> Result<impl Fn(usize) -> Result<NodeFacts, ViewError>, ViewError> {
         let view = self.leaf(leaf)?;
         Ok(move |slot| self.chunk_facts(leaf.chunk(slot), &view))
     }
@@ -140,7 +149,13 @@ impl Disk {
     }
 
     /// The bytes of a file of either tree.
-    pub(super) fn read(&self, tree: Tree, node: Node, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
+    pub(super) fn read(
+        &self,
+        tree: Tree,
+        node: Node,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, ViewError> {
         match (tree, node.chunk(), node.leaf()) {
             (Tree::Chunks, Some(chunk), _) => self.read_chunk(chunk, offset, buffer),
             (Tree::Digests, _, Some(leaf)) => {
@@ -219,6 +234,9 @@ impl Disk {
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("name", &self.name).field("geometry", &self.geometry).finish_non_exhaustive()
+        f.debug_struct("Disk")
+            .field("name", &self.name)
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
     }
 }

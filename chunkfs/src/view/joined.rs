@@ -67,7 +67,12 @@ impl View for JoinedImage {
         }
     }
 
-    fn list(&self, directory: Inode, from: u64, each: &mut dyn FnMut(Entry<'_>) -> Room) -> Result<(), ViewError> {
+    fn list(
+        &self,
+        directory: Inode,
+        from: u64,
+        each: &mut dyn FnMut(Entry<'_>) -> Room,
+    ) -> Result<(), ViewError> {
         if directory != Inode::MOUNT_ROOT {
             return Err(ViewError::NotDirectory);
         }

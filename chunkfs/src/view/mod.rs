@@ -121,7 +121,12 @@ pub trait View: Send + Sync + 'static {
     fn attributes(&self, inode: Inode) -> Result<Attributes, ViewError>;
 
     /// Hands out the entries of a directory from the `from`th on, until there is no more room.
-    fn list(&self, directory: Inode, from: u64, each: &mut dyn FnMut(Entry<'_>) -> Room) -> Result<(), ViewError>;
+    fn list(
+        &self,
+        directory: Inode,
+        from: u64,
+        each: &mut dyn FnMut(Entry<'_>) -> Room,
+    ) -> Result<(), ViewError>;
 
     /// Fills the front of `buffer` with the bytes from `offset` on; fewer than fit only at the end of the file.
     fn read(&self, file: Inode, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError>;

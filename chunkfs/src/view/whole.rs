@@ -59,7 +59,9 @@ pub struct WholeView {
 /// The names in a mount are not all different, or not all names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    #[error("{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", have a slash, or be longer than 250 bytes")]
+    #[error(
+        "{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", have a slash, or be longer than 250 bytes"
+    )]
     Name(String),
     #[error("there are two of {0:?}")]
     Twice(String),
@@ -73,15 +75,24 @@ impl WholeView {
         owner: Owner,
         resolver: Option<Arc<Resolver>>,
     ) -> Result<WholeView, LayoutError> {
-        assert!(layout == Layout::Named || (disks.len() == 1 && files.is_empty()), "a bare view is of one disk");
+        assert!(
+            layout == Layout::Named || (disks.len() == 1 && files.is_empty()),
+            "a bare view is of one disk"
+        );
         let trees = disks.iter().flat_map(|disk| {
             [(disk.name.clone(), Tree::Chunks), (format!("{}.b3", disk.name), Tree::Digests)]
                 .map(|(name, tree)| (name, Target::Node(disk.slot, tree, Node::ROOT)))
         });
-        let plain = files.iter().map(|file| (file.name.clone(), Target::File(FileNumber::of_name(&file.name))));
+        let plain =
+            files.iter().map(|file| (file.name.clone(), Target::File(FileNumber::of_name(&file.name))));
         let root: Vec<(String, Target)> = trees.chain(plain).collect();
         for (at, (name, target)) in root.iter().enumerate() {
-            if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) || name.len() > 253 {
+            if name.is_empty()
+                || name == "."
+                || name == ".."
+                || name.contains(['/', '\0'])
+                || name.len() > 253
+            {
                 return Err(LayoutError::Name(name.clone()));
             }
             if root[..at].iter().any(|(other, taken)| other == name || taken == target) {
@@ -103,7 +114,9 @@ impl WholeView {
     fn target(&self, inode: Inode) -> Result<Target, ViewError> {
         let target = inode.decode().ok_or(ViewError::NoEntry)?;
         match (target, self.layout) {
-            (Target::MountRoot, Layout::Bare) => Ok(Target::Node(self.disks[0].slot, Tree::Chunks, Node::ROOT)),
+            (Target::MountRoot, Layout::Bare) => {
+                Ok(Target::Node(self.disks[0].slot, Tree::Chunks, Node::ROOT))
+            }
             (Target::Node(_, Tree::Digests, _), Layout::Bare) => Err(ViewError::NoEntry),
             (Target::Node(slot, tree, node), _) if self.disk(slot)?.exists(tree, node) => Ok(target),
             (Target::Node(..), _) => Err(ViewError::NoEntry),
@@ -142,9 +155,10 @@ impl WholeView {
         let block_size = match (facts.kind, target) {
             // So that one system call lists a leaf.
             (Kind::Directory, _) => 128 << 10,
-            (Kind::File, Target::Node(_, Tree::Chunks, _)) => {
-                self.disks.first().map_or(4096, |disk| disk.geometry().chunk_size().bytes().min(1 << 20) as u32)
-            }
+            (Kind::File, Target::Node(_, Tree::Chunks, _)) => self
+                .disks
+                .first()
+                .map_or(4096, |disk| disk.geometry().chunk_size().bytes().min(1 << 20) as u32),
             _ => 4096,
         };
         Attributes {
@@ -245,7 +259,12 @@ impl View for WholeView {
         self.attributes_of(self.target(inode)?)
     }
 
-    fn list(&self, directory: Inode, from: u64, each: &mut dyn FnMut(Entry<'_>) -> Room) -> Result<(), ViewError> {
+    fn list(
+        &self,
+        directory: Inode,
+        from: u64,
+        each: &mut dyn FnMut(Entry<'_>) -> Room,
+    ) -> Result<(), ViewError> {
         match self.target(directory)? {
             Target::MountRoot => self.list_root(from, each),
             Target::Node(_, tree, node) if Disk::is_file(tree, node) => Err(ViewError::NotDirectory),
@@ -312,12 +331,18 @@ fn file_facts(file: &PlainFile) -> NodeFacts {
 
 impl std::fmt::Debug for PlainFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PlainFile").field("name", &self.name).field("stamp", &self.stamp).finish_non_exhaustive()
+        f.debug_struct("PlainFile")
+            .field("name", &self.name)
+            .field("stamp", &self.stamp)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for WholeView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WholeView").field("layout", &self.layout).field("disks", &self.disks).finish_non_exhaustive()
+        f.debug_struct("WholeView")
+            .field("layout", &self.layout)
+            .field("disks", &self.disks)
+            .finish_non_exhaustive()
     }
 }
