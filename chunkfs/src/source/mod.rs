@@ -4,6 +4,7 @@
 pub mod faulty;
 pub mod image;
 pub mod memory;
+pub mod nbd;
 
 use crate::core::geometry::{ByteRange, ImageLen};
 use std::sync::Arc;
