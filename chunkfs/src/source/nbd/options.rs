@@ -58,8 +58,8 @@ pub(super) enum OptionKind {
     Abort = 2,
     Go = 7,
     StructuredReply = 8,
-    ListMetaContext = 10,
-    SetMetaContext = 11,
+    ListMetaContext = 9,
+    SetMetaContext = 10,
 }
 
 impl OptionKind {
