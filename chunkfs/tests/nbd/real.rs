@@ -17,7 +17,7 @@ fn pattern(offset: u64, length: usize) -> Vec<u8> {
 fn check_pattern(source: &NbdSource, seed: u64) {
     let len = source.len().bytes();
     let mut random = seed;
-    for _ in 0..200 {
+    for _ in 0..50 {
         // Any generator will do, but the same numbers each time.
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let start = (random >> 20) % len;
@@ -52,7 +52,6 @@ fn nbdkit_serves_the_right_bytes_in_every_dialect() {
             "blocksize-preferred=64K",
             "blocksize-maximum=192K",
         ],
-        &["pattern", "4999999", policy[0], policy[1], "blocksize-maximum=1000"],
         &["pattern", "4999999", policy[0], policy[1], "blocksize-preferred=1M"],
         &["--filter=noextents", "pattern", "4999999"],
     ];

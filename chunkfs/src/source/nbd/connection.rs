@@ -172,8 +172,10 @@ impl Drop for Receiver {
 
 impl Receiver {
     fn run(self, mut input: BufReader<Patient>) {
+        // Out here, because its promise must not be broken before the reason is known.
+        let mut current = None;
         loop {
-            if let Err(error) = self.reply(&mut input) {
+            if let Err(error) = self.reply(&mut input, &mut current) {
                 let error = match error {
                     NbdError::Io(error) => NbdError::of_socket(error, self.0.limit),
                     error => error,
@@ -183,55 +185,54 @@ impl Receiver {
         }
     }
 
-    /// Receives one reply, or one chunk of a reply.
-    fn reply(&self, input: &mut BufReader<Patient>) -> Result<(), NbdError> {
+    /// Receives one reply, or one chunk of a reply. `current`: the request that it belongs to, left there on errors.
+    fn reply(&self, input: &mut BufReader<Patient>, current: &mut Option<Request>) -> Result<(), NbdError> {
         let mut head = [0; protocol::REPLY_HEAD_BYTES];
         read(input, &mut head)?;
-        let finished = match protocol::reply_head(&head)? {
-            ReplyHead::Simple { cookie, error } => Some(self.simple(input, cookie, error)?),
+        let last = match protocol::reply_head(&head)? {
+            ReplyHead::Simple { cookie, error } => {
+                let request = current.insert(self.0.take(cookie)?);
+                self.simple(input, &mut request.reply, error)?;
+                Last::Yes
+            }
             ReplyHead::Chunk { .. } if !self.0.agreed.structured => {
                 return Err(Violation::new("it sent a structured reply, which was not agreed upon").into());
             }
             ReplyHead::Chunk { cookie, kind, last } => {
                 let mut length = [0; 4];
                 read(input, &mut length)?;
-                let mut request = self.0.take(cookie)?;
+                let request = current.insert(self.0.take(cookie)?);
                 self.chunk(input, &mut request.reply, kind, last, u32::from_be_bytes(length))?;
-                match last {
-                    Last::Yes => Some(request),
-                    Last::No => {
-                        self.0.put_back(request);
-                        None
-                    }
-                }
+                last
             }
         };
-        if let Some(request) = finished {
-            self.0.waited_for.fetch_sub(1, Ordering::SeqCst);
-            input.get_mut().progressed();
-            request.reply.finish()?;
+        if last == Last::Yes {
+            current.as_ref().expect("set above").reply.complete()?;
+        }
+        let request = current.take().expect("set above");
+        match last {
+            Last::No => self.0.put_back(request),
+            Last::Yes => {
+                self.0.waited_for.fetch_sub(1, Ordering::SeqCst);
+                input.get_mut().progressed();
+                request.reply.finish();
+            }
         }
         Ok(())
     }
 
-    fn simple(
-        &self,
-        input: &mut BufReader<Patient>,
-        cookie: Cookie,
-        error: u32,
-    ) -> Result<Request, NbdError> {
-        let mut request = self.0.take(cookie)?;
+    fn simple(&self, input: &mut BufReader<Patient>, reply: &mut Reply, error: u32) -> Result<(), NbdError> {
         if error != 0 {
             return Err(NbdError::Server(ServerError::of_code(error)));
         }
-        match &mut request.reply {
+        match reply {
             Reply::Read { coverage, content, .. } if !self.0.agreed.structured => {
                 let asked = coverage.asked();
                 let place = coverage.add(asked.start, asked.len())?;
                 let mut buffer = self.0.buffers.take();
                 read(input, &mut buffer[place])?;
                 *content = Some(Content::Bytes(buffer));
-                Ok(request)
+                Ok(())
             }
             _ => Err(Violation::new("it sent a simple reply where a structured one must be").into()),
         }
@@ -301,16 +302,22 @@ impl Receiver {
 }
 
 impl Reply {
-    /// The last chunk has come: it was all, or it is a violation.
-    fn finish(self) -> Result<(), Violation> {
+    /// The last chunk has come: was it all?
+    fn complete(&self) -> Result<(), Violation> {
         match self {
-            Reply::Read { coverage, content, promise } => {
-                coverage.complete()?;
+            Reply::Read { coverage, .. } => coverage.complete(),
+            Reply::Status { status, .. } => status.complete(),
+        }
+    }
+
+    /// Only of what is complete.
+    fn finish(self) {
+        match self {
+            Reply::Read { content, promise, .. } => {
                 promise.keep(content.expect("what is complete has content"));
             }
-            Reply::Status { status, promise } => promise.keep(status.complete()?),
+            Reply::Status { status, promise } => promise.keep(status.into_runs()),
         }
-        Ok(())
     }
 }
 

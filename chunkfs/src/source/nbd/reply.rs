@@ -184,11 +184,16 @@ impl StatusReply {
         self.answers[place] = Some(answer.runs);
     }
 
-    /// By context, in the order of the connection's.
-    pub(super) fn complete(self) -> Result<Vec<Runs>, Violation> {
-        let told = self.answers.into_iter().collect::<Option<Vec<Runs>>>();
-        told.filter(|answers| answers.iter().all(|runs| runs.end() > runs.start))
-            .ok_or_else(|| Violation::new("a block status lacks a context"))
+    pub(super) fn complete(&self) -> Result<(), Violation> {
+        match self.answers.iter().all(|runs| runs.as_ref().is_some_and(|runs| runs.end() > runs.start)) {
+            true => Ok(()),
+            false => Err(Violation::new("a block status lacks a context")),
+        }
+    }
+
+    /// By context, in the order of the connection's. Only of what is complete.
+    pub(super) fn into_runs(self) -> Vec<Runs> {
+        self.answers.into_iter().map(|runs| runs.expect("it is complete")).collect()
     }
 }
 
@@ -274,9 +279,9 @@ mod tests {
             reply.end(place, builder);
             prop_assert!(reply.begin(&ids, ContextId(9)).is_err());
             prop_assert!(reply.begin(&ids, ContextId(8)).is_err());
-            let runs = reply.complete();
-            prop_assert_eq!(runs.is_ok(), !flags_of.is_empty());
-            let Ok(runs) = runs else { return Ok(()) };
+            prop_assert_eq!(reply.complete().is_ok(), !flags_of.is_empty());
+            prop_assume!(!flags_of.is_empty());
+            let runs = reply.into_runs();
             prop_assert_eq!(runs[0].end(), 50 + flags_of.len() as u64);
             for start in 50..runs[0].end() {
                 let range = ByteRange::new(start, (start + 30).min(runs[0].end()));
@@ -301,7 +306,8 @@ mod tests {
             builder.push((1, n % 2)).unwrap();
         }
         reply.end(place, builder);
-        let runs = reply.complete().unwrap().remove(0);
+        reply.complete().unwrap();
+        let runs = reply.into_runs().remove(0);
         assert_eq!((runs.runs.len(), runs.end()), (MAX_RUNS, MAX_RUNS as u64));
         for (n, run) in runs.runs.iter().enumerate() {
             assert_eq!(*run, Run { end: n as u64 + 1, flags: n as u32 % 2 });
