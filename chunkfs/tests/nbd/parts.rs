@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Server {
     /// `nbdkit ARGUMENTS...`
-    pub fn nbdkit(arguments: &[&str]) -> Server {
+    pub(crate) fn nbdkit(arguments: &[&str]) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("nbdkit");
         command
@@ -24,7 +24,7 @@ impl Server {
     }
 
     /// `qemu-nbd ARGUMENTS... IMAGE`, read-only, in the directory of the image.
-    pub fn qemu(arguments: &[&str], image: &Path) -> Server {
+    pub(crate) fn qemu(arguments: &[&str], image: &Path) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-nbd", "--read-only", "--persistent", "--socket"]);
@@ -53,19 +53,19 @@ impl Server {
         })
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
-    pub fn address(&self, export: &str) -> NbdAddress {
+    pub(crate) fn address(&self, export: &str) -> NbdAddress {
         NbdAddress::new(&self.socket(), export).unwrap()
     }
 
-    pub fn connect(&self) -> NbdSource {
+    pub(crate) fn connect(&self) -> NbdSource {
         NbdSource::connect(&self.address(""), options(1)).unwrap()
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -79,11 +79,11 @@ impl Drop for Server {
     }
 }
 
-pub fn options(connections: usize) -> NbdOptions {
+pub(crate) fn options(connections: usize) -> NbdOptions {
     NbdOptions { connections: NonZeroUsize::new(connections).unwrap(), ..NbdOptions::usual(Vec::new()) }
 }
 
-pub fn run(program: &str, arguments: &[&str]) {
+pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
