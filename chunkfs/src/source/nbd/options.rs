@@ -263,3 +263,60 @@ impl BlockSizes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn options_are_written_as_the_protocol_has_them() {
+        let go = option(OptionKind::Go, &go_data("vda"));
+        assert_eq!(go, *b"IHAVEOPT\0\0\0\x07\0\0\0\x0b\0\0\0\x03vda\0\x01\0\x03");
+        let contexts = meta_context_data("", &["a:b".to_owned(), "c".to_owned()]);
+        assert_eq!(contexts, *b"\0\0\0\0\0\0\0\x02\0\0\0\x03a:b\0\0\0\x01c");
+        assert_eq!(option(OptionKind::SetMetaContext, &[])[8..12], [0, 0, 0, 10]);
+    }
+
+    #[test]
+    fn only_flags_that_both_know_are_answered() {
+        let greeting = |flags| match greeting(flags).unwrap() {
+            Greeting::Newstyle(flags) => flags,
+            Greeting::Oldstyle => panic!("newstyle"),
+        };
+        for (bytes, answer) in
+            [(b"NBDMAGICIHAVEOPT\0\x01", 1), (b"NBDMAGICIHAVEOPT\0\x03", 3), (b"NBDMAGICIHAVEOPT\xff\xff", 3)]
+        {
+            assert_eq!(greeting(bytes).answer(), [0, 0, 0, answer]);
+        }
+    }
+
+    #[test]
+    fn a_refusal_shows_the_servers_words_and_no_control_characters() {
+        let head = option_reply_head(
+            OptionKind::Go,
+            b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\x80\0\0\x06\0\0\0\x05",
+        );
+        let reply = option_reply(head.unwrap(), b"no\x1b[m").unwrap();
+        let OptionReply::Refused(refusal) = reply else { panic!("{reply:?}") };
+        assert!(!refusal.is_unsupported());
+        assert_eq!(refusal.to_string(), r#"it has no such export (error 0x80000006: "no\u{1b}[m")"#);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(
+            greet in any::<[u8; GREETING_BYTES]>(),
+            head in any::<[u8; OPTION_REPLY_HEAD_BYTES]>(),
+            kind in prop_oneof![0u32..6, Just(1 << 31 | 1), any::<u32>()],
+            payload in prop::collection::vec(prop_oneof![3 => 0u8..4, 1 => any::<u8>()], 0..40),
+        ) {
+            let _ = greeting(&greet);
+            let _ = option_reply_head(OptionKind::Go, &head);
+            let head = OptionReplyHead { kind, length: payload.len() as u32 };
+            if let Ok(OptionReply::BlockSizes(sizes)) = option_reply(head, &payload) {
+                prop_assert!(sizes.minimum >= 1 && sizes.maximum >= sizes.minimum);
+            }
+        }
+    }
+}

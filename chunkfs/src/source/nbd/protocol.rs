@@ -208,3 +208,56 @@ impl Fields<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn requests_are_written_as_the_protocol_has_them() {
+        let expected = b"\x25\x60\x95\x13\0\0\0\x07\0\0\0\0\0\0\0\x05\0\0\0\x01\0\0\0\x02\xff\xff\0\0";
+        assert_eq!(request(Command::BlockStatus, Cookie(5), (1 << 32) + 2, 0xffff_0000), *expected);
+        assert_eq!(request(Command::Disconnect, Cookie(0), 0, 0)[4..8], [0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn replies_are_read_as_the_protocol_has_them() {
+        let cookie = Cookie(258);
+        let simple = reply_head(b"\x67\x44\x66\x98\0\0\0\x05\0\0\0\0\0\0\x01\x02");
+        assert_eq!(simple, Ok(ReplyHead::Simple { cookie, error: 5 }));
+        for (bytes, kind, last) in [
+            (*b"\0\x01\0\0", ChunkKind::None, Last::Yes),
+            (*b"\0\0\0\x01", ChunkKind::OffsetData, Last::No),
+            (*b"\xff\xfe\0\x02", ChunkKind::OffsetHole, Last::No),
+            (*b"\0\x03\0\x05", ChunkKind::BlockStatus, Last::Yes),
+            (*b"\0\x01\x80\x02", ChunkKind::Error, Last::Yes),
+            (*b"\0\x01\xff\xff", ChunkKind::Error, Last::Yes),
+        ] {
+            let mut head = *b"\x66\x8e\x33\xef----\0\0\0\0\0\0\x01\x02";
+            head[4..8].copy_from_slice(&bytes);
+            assert_eq!(reply_head(&head), Ok(ReplyHead::Chunk { cookie, kind, last }));
+        }
+        assert_eq!(hole(&[0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 1, 0]), Ok((9, 256)));
+        assert_eq!(descriptor(&[0, 0, 1, 0, 0, 0, 0, 3]), (256, 3));
+    }
+
+    #[test]
+    fn an_error_of_the_server_is_shown_with_its_words() {
+        let error = ServerError::parse(b"\0\0\0\x05\0\x04oops\0\0\0\0\0\0\0\x09").unwrap();
+        assert_eq!(error.to_string(), r#"EIO, input/output error: "oops""#);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(
+            mut head in any::<[u8; REPLY_HEAD_BYTES]>(),
+            magic in prop::sample::select(vec![SIMPLE_REPLY_MAGIC, CHUNK_MAGIC, 0]),
+            error in prop::collection::vec(prop_oneof![0u8..9, any::<u8>()], 0..40),
+        ) {
+            head[..4].copy_from_slice(&magic.to_be_bytes());
+            let _ = reply_head(&head);
+            let _ = ServerError::parse(&error).map(|error| error.to_string());
+        }
+    }
+}
