@@ -66,7 +66,6 @@ fn u64_of(bytes: &[u8]) -> u64 {
 }
 
 /// Fields one after the other, big-endian.
-
 macro_rules! message {
     ($($field:expr),* $(,)?) => {{
         let mut bytes: Vec<u8> = Vec::new();

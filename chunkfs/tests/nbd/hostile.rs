@@ -43,11 +43,11 @@ fn assert_ended(source: &NbdSource, what: &str) {
     assert!(matches!(source.extents(ByteRange::new(0, 16)), Err(SourceError::Invalid { .. })), "{what}");
 }
 
-type Lie = (&'static str, fn(Request) -> Vec<u8>);
+type Answer = (&'static str, fn(Request) -> Vec<u8>);
 
 const BYTES: [u8; LEN as usize] = [0xaa; LEN as usize];
 
-const READ_LIES: &[Lie] = &[
+const READ_LIES: &[Answer] = &[
     ("nothing", |_| Vec::new()),
     ("half a head", |r| data(DONE, r.cookie, 0, &BYTES)[..9].to_vec()),
     ("half of the bytes", |r| data(DONE, r.cookie, 0, &BYTES)[..4000].to_vec()),
@@ -123,7 +123,7 @@ fn a_read_that_is_answered_against_the_rules_gives_no_bytes_and_ends_the_source(
 
 #[test]
 fn a_read_in_any_pieces_in_any_order_is_put_together() {
-    let truths: &[(&str, fn(Request) -> Vec<u8>)] = &[
+    let truths: &[Answer] = &[
         ("one piece", |r| data(DONE, r.cookie, 0, &BYTES)),
         ("an end of its own", |r| [data(0, r.cookie, 0, &BYTES), chunk(DONE, 0, r.cookie, &[])].concat()),
         ("unknown flags", |r| data(DONE | 0x40, r.cookie, 0, &BYTES)),
@@ -176,7 +176,7 @@ fn holes_and_bytes_mix_and_old_buffers_never_shine_through() {
     }
 }
 
-const STATUS_LIES: &[Lie] = &[
+const STATUS_LIES: &[Answer] = &[
     ("no context", |r| chunk(DONE, 0, r.cookie, &[])),
     ("one context of two", |r| status(DONE, r.cookie, 70, &[(LEN, 0)])),
     ("an unknown context", |r| [both(r, &[(LEN, 0)]), status(DONE, r.cookie, 99, &[(LEN, 0)])].concat()),
