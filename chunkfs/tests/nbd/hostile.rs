@@ -33,12 +33,19 @@ enum Then {
     Silence,
 }
 
-fn assert_ended(source: &NbdSource, what: &str) {
+/// Whatever is asked from now on, it is refused, and for the right reason.
+fn assert_ended(source: &NbdSource, what: &str, then: Then) {
     let why = match source.check() {
         Err(SourceError::Invalid { why, .. }) => why,
         other => panic!("{what}: {other:?}"),
     };
-    assert!(!why.contains("closed"), "{what}: the reason was lost");
+    let reason = match (what.starts_with("unfinished"), then) {
+        (true, Then::Silence) => "has not answered",
+        (true, Then::HangUp) => "hung up",
+        (false, _) if what.contains("error of number 5") => "EIO",
+        (false, _) => "broke the NBD protocol",
+    };
+    assert!(why.contains(reason), "{what}: {why}");
     assert!(matches!(source.read_at(0, &mut [0; 16]), Err(SourceError::Invalid { .. })), "{what}");
     assert!(matches!(source.extents(ByteRange::new(0, 16)), Err(SourceError::Invalid { .. })), "{what}");
 }
@@ -48,10 +55,10 @@ type Answer = (&'static str, fn(Request) -> Vec<u8>);
 const BYTES: [u8; LEN as usize] = [0xaa; LEN as usize];
 
 const READ_LIES: &[Answer] = &[
-    ("nothing", |_| Vec::new()),
-    ("half a head", |r| data(DONE, r.cookie, 0, &BYTES)[..9].to_vec()),
-    ("half of the bytes", |r| data(DONE, r.cookie, 0, &BYTES)[..4000].to_vec()),
-    ("all bytes but not the end", |r| data(0, r.cookie, 0, &BYTES)),
+    ("unfinished: nothing", |_| Vec::new()),
+    ("unfinished: half a head", |r| data(DONE, r.cookie, 0, &BYTES)[..9].to_vec()),
+    ("unfinished: half of the bytes", |r| data(DONE, r.cookie, 0, &BYTES)[..4000].to_vec()),
+    ("unfinished: all bytes but not the end", |r| data(0, r.cookie, 0, &BYTES)),
     ("an end without bytes", |r| chunk(DONE, 0, r.cookie, &[])),
     ("an end that is not the end", |r| [data(0, r.cookie, 0, &BYTES), chunk(0, 0, r.cookie, &[])].concat()),
     ("an end with a payload", |r| [data(0, r.cookie, 0, &BYTES), chunk(DONE, 0, r.cookie, &[0])].concat()),
@@ -82,18 +89,20 @@ const READ_LIES: &[Answer] = &[
     ("a claim of 4 GiB", |r| message!(0x668e_33efu32, DONE, 1u16, r.cookie, u32::MAX, 0u64)),
     ("an error of 4 GiB", |r| message!(0x668e_33efu32, DONE, 0x8001u16, r.cookie, u32::MAX, 5u32)),
     ("an unknown kind", |r| chunk(DONE, 3, r.cookie, &[0; 8])),
-    ("an unknown error", |r| chunk(DONE, 0x8123, r.cookie, &message!(5u32, 0u16))),
-    ("an error", |r| chunk(DONE, 0x8001, r.cookie, &message!(5u32, 0u16))),
-    ("an error after all bytes", |r| {
+    ("an unknown error, error of number 5", |r| chunk(DONE, 0x8123, r.cookie, &message!(5u32, 0u16))),
+    ("an error, error of number 5", |r| chunk(DONE, 0x8001, r.cookie, &message!(5u32, 0u16))),
+    ("an error after all bytes, error of number 5", |r| {
         [data(0, r.cookie, 0, &BYTES), chunk(DONE, 0x8002, r.cookie, &message!(5u32, 0u16, 100u64))].concat()
     }),
     ("an error of number 0", |r| chunk(DONE, 0x8001, r.cookie, &message!(0u32, 0u16))),
     ("an error that is too short", |r| chunk(DONE, 0x8001, r.cookie, &message!(5u32))),
     ("an error with a message beyond it", |r| chunk(DONE, 0x8001, r.cookie, &message!(5u32, 9u16, 1u64))),
-    ("an error that is not UTF-8", |r| chunk(DONE, 0x8001, r.cookie, &message!(5u32, 2u16, 0xff1bu16))),
+    ("an error that is not UTF-8, error of number 5", |r| {
+        chunk(DONE, 0x8001, r.cookie, &message!(5u32, 2u16, 0xff1bu16))
+    }),
     ("a block status", |r| status(DONE, r.cookie, 70, &[(LEN, 0)])),
     ("a simple success", |r| [&simple(0, r.cookie)[..], &BYTES].concat()),
-    ("a simple error", |r| simple(5, r.cookie)),
+    ("a simple error, error of number 5", |r| simple(5, r.cookie)),
     ("a simple reply to nothing", |r| simple(0, r.cookie + 1)),
     ("two replies", |r| [data(DONE, r.cookie, 0, &BYTES), chunk(DONE, 0, r.cookie, &[])].concat()),
 ];
@@ -115,7 +124,7 @@ fn a_read_that_is_answered_against_the_rules_gives_no_bytes_and_ends_the_source(
             } else {
                 assert!(matches!(result, Err(SourceError::Invalid { .. })), "{what}: {result:?}");
             }
-            assert_ended(&source, what);
+            assert_ended(&source, what, then);
             assert!(start.elapsed() < Duration::from_secs(10), "{what}");
         }
     }
@@ -180,9 +189,7 @@ const STATUS_LIES: &[Answer] = &[
     ("no context", |r| chunk(DONE, 0, r.cookie, &[])),
     ("one context of two", |r| status(DONE, r.cookie, 70, &[(LEN, 0)])),
     ("an unknown context", |r| [both(r, &[(LEN, 0)]), status(DONE, r.cookie, 99, &[(LEN, 0)])].concat()),
-    ("a context twice", |r| {
-        [status(0, r.cookie, 71, &[(LEN, 0)]), status(DONE, r.cookie, 71, &[(LEN, 0)])].concat()
-    }),
+    ("a context twice", |r| [both(r, &[(LEN, 0)]), status(DONE, r.cookie, 71, &[(LEN, 0)])].concat()),
     ("no parts", |r| [both(r, &[]), chunk(DONE, 0, r.cookie, &[])].concat()),
     ("half a part", |r| chunk(DONE, 5, r.cookie, &message!(70u32, LEN))),
     ("a part of no length", |r| [both(r, &[(0, 0), (LEN, 0)]), chunk(DONE, 0, r.cookie, &[])].concat()),
@@ -192,10 +199,14 @@ const STATUS_LIES: &[Answer] = &[
     ("bytes", |r| data(DONE, r.cookie, 0, &BYTES)),
     ("a hole", |r| hole(DONE, r.cookie, 0, LEN)),
     ("a simple success", |r| simple(0, r.cookie)),
-    ("a simple error", |r| simple(22, r.cookie)),
-    ("an error", |r| [both(r, &[(LEN, 0)]), chunk(DONE, 0x8001, r.cookie, &message!(5u32, 0u16))].concat()),
-    ("parts without end", |r| message!(0x668e_33efu32, DONE, 5u16, r.cookie, 0xffff_fffcu32, 70u32)),
-    ("nothing", |_| Vec::new()),
+    ("a simple error, error of number 5", |r| simple(5, r.cookie)),
+    ("an error, error of number 5", |r| {
+        [both(r, &[(LEN, 0)]), chunk(DONE, 0x8001, r.cookie, &message!(5u32, 0u16))].concat()
+    }),
+    ("unfinished: parts without end", |r| {
+        message!(0x668e_33efu32, DONE, 5u16, r.cookie, 0xffff_fffcu32, 70u32)
+    }),
+    ("unfinished: nothing", |_| Vec::new()),
 ];
 
 fn both(r: Request, parts: &[(u32, u32)]) -> Vec<u8> {
@@ -210,11 +221,13 @@ fn a_block_status_against_the_rules_is_neither_hole_nor_clean_and_ends_the_sourc
                 as fn(&NbdSource) -> Result<(), SourceError>,
             |source| source.dirty_ranges(DIRTY)?.collect::<Result<Vec<_>, _>>().map(|_| ()),
         ] {
-            let fake = answering(lie, Then::HangUp);
-            let source = fake.connect(&[DIRTY]).unwrap();
-            let result = asks(&source);
-            assert!(matches!(result, Err(SourceError::Invalid { .. })), "{what}: {result:?}");
-            assert_ended(&source, what);
+            for then in [Then::HangUp, Then::Silence] {
+                let fake = answering(lie, then);
+                let source = fake.connect(&[DIRTY]).unwrap();
+                let result = asks(&source);
+                assert!(matches!(result, Err(SourceError::Invalid { .. })), "{what}: {result:?}");
+                assert_ended(&source, what, then);
+            }
         }
     }
 }
@@ -329,7 +342,7 @@ fn bytes_that_nobody_asked_for_end_the_source() {
         assert!(start.elapsed() < Duration::from_secs(10));
         std::thread::yield_now();
     }
-    assert_ended(&source, "unasked");
+    assert_ended(&source, "bytes", Then::Silence);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub enum NbdError {
     Timeout(Duration),
     #[error(transparent)]
     Violation(#[from] Violation),
-    #[error("the NBD server could not read its disk: {0}")]
+    #[error("the NBD server could not do what it was asked: {0}")]
     Server(ServerError),
     #[error("the NBD server speaks an old form of the protocol, without options; update it")]
     OldServer,
