@@ -9,6 +9,7 @@ pub mod image;
 pub mod memory;
 pub mod shape;
 pub mod walk;
+pub mod nbd;
 
 use crate::core::geometry::{ByteRange, ImageLen};
 use std::sync::Arc;
