@@ -21,8 +21,8 @@ const FORBIDDEN: [&str; 12] = [
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(dir).expect("the sources are there") {
+        let path = entry.expect("the sources can be listed").path();
         match path.is_dir() {
             true => found.extend(sources(&path)),
             false => found.push(path),

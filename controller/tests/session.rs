@@ -1,6 +1,9 @@
 //! Locks, limits, leftovers and strangers: what a session does when it is not alone.
 //! On the simulated host.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
+
+#[expect(dead_code, reason = "the crash sweep uses the rest")]
 mod world;
 
 use std::cell::RefCell;

@@ -1,8 +1,6 @@
 //! The worlds that the crash sweep breaks, and what "as before" means.
 //! Shared by the tests that run on the simulated host.
 
-#![expect(dead_code, reason = "each test program uses a part of it")]
-
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -225,6 +223,6 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
             indexes.into_iter().flatten().filter_map(|(_, index)| index.closed.as_ref()?.checkpoint.clone());
         let named: BTreeSet<_> = named.collect();
         let ours: BTreeSet<_> = our_checkpoints(world).into_iter().collect();
-        assert!(ours.is_subset(&named), "{story}: checkpoints {ours:?}, the index names {named:?}");
+        assert_eq!(ours, named, "{story}: the checkpoints of ours are not those that the index names");
     }
 }

@@ -120,19 +120,19 @@ impl Given {
 }
 
 fn spec_of(plan: &Plan) -> ViewSpec {
-    let specs = plan.steps.iter().filter_map(|step| match step {
+    let mut specs = plan.steps.iter().filter_map(|step| match step {
         Step::WriteSpec { spec, .. } => Some((**spec).clone()),
         _ => None,
     });
-    specs.last().unwrap()
+    specs.next().unwrap()
 }
 
 fn request_of(plan: &Plan) -> BackupRequest {
-    let requests = plan.steps.iter().filter_map(|step| match step {
+    let mut requests = plan.steps.iter().filter_map(|step| match step {
         Step::BeginBackup(request) => Some(request.clone()),
         _ => None,
     });
-    requests.last().unwrap()
+    requests.next().unwrap()
 }
 
 #[test]
