@@ -1,0 +1,52 @@
+//! The commands: each a walk from the user's wish to the outcome.
+//! No command line, no printing: `main` does both.
+
+mod chunkmount;
+mod cleanup;
+
+use std::fmt;
+
+use crate::session::{OpenError, RunError, Unwound};
+
+pub use chunkmount::{Mounted, chunkmount, plan};
+pub use cleanup::cleanup;
+
+/// How a command on one VM failed, and the exit status that says so (see `ExitStatus` values in the manual):
+/// 1 nothing left behind, 3 something is still owed, 4 busy.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit_status: u8,
+    pub story: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.story)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure { exit_status: 1, story: format!("{error:#}") }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        Failure { exit_status: error.exit_status(), story: error.to_string() }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Failure {
+        Failure { exit_status: error.exit_status(), story: error.to_string() }
+    }
+}
+
+impl Failure {
+    fn owing(unwound: &Unwound) -> Failure {
+        Failure { exit_status: 3, story: unwound.to_string() }
+    }
+}

@@ -1,0 +1,78 @@
+//! chunkmount: a point in time of all disks of a VM, shown as chunks under `B/<vm>`.
+//! Returns when the view can be read; `cleanup` takes it back.
+
+use crate::core::domain::Domain;
+use crate::core::names::{JobId, Names, Places};
+use crate::core::options::{Chunkmount, JobLimit};
+use crate::core::plan::{self, Case, Plan};
+use crate::host::Host;
+use crate::session::{Session, Unwound};
+use crate::survey;
+
+use super::Failure;
+
+/// A view that is ready.
+#[derive(Debug)]
+pub struct Mounted {
+    pub plan: Plan,
+    /// What an earlier job had left and this one cleared first.
+    pub cleared: Unwound,
+    pub notes: Vec<String>,
+}
+
+/// Shows the disks of one VM.
+pub fn chunkmount(
+    host: &dyn Host,
+    places: &Places,
+    vm: &str,
+    options: &Chunkmount,
+    limit: JobLimit,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Mounted, Failure> {
+    let domain = survey::domain(host, vm)?;
+    let names = Names::new(places, &domain.id.name);
+    let mut session = Session::open(host, &names, limit)?;
+    // A hook that was never followed by its counterpart: its leftovers go first.
+    let cleared = session.unwind();
+    let cleared = cleared.and(session.sweep(Some(&domain.id)));
+    if !cleared.owes_nothing() {
+        return Err(Failure::owing(&cleared));
+    }
+    let outcome = decide(host, &domain, &names, session.job(), options)
+        .and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
+    match outcome {
+        Ok((notes, plan)) => Ok(Mounted { plan, cleared, notes }),
+        Err(failure) => Err(give_back(session, failure)),
+    }
+}
+
+/// The plan of `--dry-run`: takes no lock, so what an earlier job left may stand in its way.
+pub fn plan(host: &dyn Host, places: &Places, vm: &str, options: &Chunkmount) -> Result<Plan, Failure> {
+    let domain = survey::domain(host, vm)?;
+    let names = Names::new(places, &domain.id.name);
+    decide(host, &domain, &names, &JobId::from_bits(0), options)
+}
+
+fn decide(
+    host: &dyn Host,
+    domain: &Domain,
+    names: &Names,
+    job: &JobId,
+    options: &Chunkmount,
+) -> Result<Plan, Failure> {
+    let definition_xml = survey::definition(host, domain)?;
+    let facts = survey::facts(host, domain, names)?;
+    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job };
+    plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
+}
+
+/// The lock goes with the last debt, and stays with any other.
+fn give_back(session: Session<'_>, failure: Failure) -> Failure {
+    if failure.exit_status == 3 {
+        return failure;
+    }
+    match session.release() {
+        Ok(()) => failure,
+        Err(error) => Failure { exit_status: 3, story: format!("{failure}; and {error:#}: run cleanup") },
+    }
+}

@@ -1,0 +1,37 @@
+//! cleanup: takes back whatever is left of a job, however it ended.
+//! Harmless where nothing is left, and as often as one likes.
+
+use crate::core::names::{Names, Places, VmName};
+use crate::core::options::JobLimit;
+use crate::host::Host;
+use crate::session::{Session, Unwound};
+use crate::survey;
+
+use super::Failure;
+
+/// Undoes what the journal owes, then what is there under names of ours, then gives back the lock.
+pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Failure> {
+    // A domain that is gone, or whose XML makes no sense any more, must not keep its leftovers alive.
+    let (domain, why_not) = match survey::domain(host, vm) {
+        Ok(domain) => (Some(domain.id), None),
+        Err(error) => (None, Some(error)),
+    };
+    let name = match &domain {
+        Some(id) => id.name.clone(),
+        None => VmName::new(vm).map_err(anyhow::Error::from)?,
+    };
+    let names = Names::new(places, &name);
+    let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
+    let mut unwound = session.unwind();
+    unwound = unwound.and(session.sweep(domain.as_ref()));
+    if !unwound.owes_nothing() {
+        return Err(Failure::owing(&unwound));
+    }
+    unwound
+        .notes
+        .extend(why_not.map(|error| format!("{error:#}: what it may hold of ours was not looked at")));
+    session
+        .release()
+        .map_err(|error| Failure { exit_status: 3, story: format!("{error:#}: run cleanup") })?;
+    Ok(unwound)
+}

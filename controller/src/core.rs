@@ -1,0 +1,13 @@
+//! Everything that is decided: text to types, facts to plans, journals to debts.
+//! Pure: no file system, process, clock, environment or hypervisor. `tests/purity.rs` checks this.
+
+pub mod domain;
+pub mod facts;
+pub mod journal;
+pub mod lock;
+pub mod names;
+pub mod options;
+pub mod plan;
+pub mod step;
+pub mod units;
+pub mod viewspec;

@@ -1,0 +1,163 @@
+//! What the user asked for, parsed once.
+//! Not the command line itself: `clap` fills these in.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::names::Target;
+
+/// What `chunkmount` may be told about one VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunkmount {
+    pub method: MethodChoice,
+    pub quiesce: Quiesce,
+    pub tracking: Tracking,
+    pub exclude: BTreeSet<Target>,
+    pub chunk_size: ChunkSize,
+}
+
+/// `--max-backups`: how many jobs may be alive at once on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobLimit {
+    Unlimited,
+    AtMost(NonZeroU32),
+}
+
+/// `--method`: how a point in time is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodChoice {
+    Auto,
+    Pull,
+    External,
+    Lvm,
+    Reflink,
+    Offline,
+}
+
+/// `--quiesce`: are the guest's file systems frozen for the moment of the snapshot?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiesce {
+    /// When the guest agent is there; go on without when it fails.
+    Auto,
+    Require,
+    No,
+}
+
+/// `--track`: how changed chunks are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Dirty bitmaps where a disk can have one.
+    Auto,
+    /// Dirty bitmaps on all disks, or fail.
+    Bitmap,
+    /// Compare digests of all chunks; no checkpoint is left in the domain.
+    Digest,
+    /// Take every chunk for changed; no checkpoint is left in the domain.
+    None,
+}
+
+/// `--blocksize`: bytes a chunk. Fixed for a disk once chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChunkSize(u64);
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{text:?} is not {wanted}")]
+pub struct OptionError {
+    text: String,
+    wanted: &'static str,
+}
+
+impl ChunkSize {
+    pub const DEFAULT: ChunkSize = ChunkSize(256 << 10);
+    const MIN: u64 = 512;
+    const MAX: u64 = 1 << 30;
+
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ChunkSize {
+    type Err = OptionError;
+
+    /// `262144`, `256K`, `256KiB`, `1M`: powers of 1024.
+    fn from_str(text: &str) -> Result<ChunkSize, OptionError> {
+        let wanted = "a chunk size between 512 bytes and 1G, such as 262144 or 256K";
+        let error = || OptionError { text: text.to_owned(), wanted };
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match &text[digits.len()..] {
+            "" | "B" => 0,
+            "K" | "k" | "KiB" => 10,
+            "M" | "m" | "MiB" => 20,
+            "G" | "g" | "GiB" => 30,
+            _ => return Err(error()),
+        };
+        let plain = digits.bytes().all(|b| b.is_ascii_digit());
+        let count: u64 = digits.parse().ok().filter(|_| plain).ok_or_else(error)?;
+        let bytes = count.checked_mul(1 << shift).ok_or_else(error)?;
+        if (Self::MIN..=Self::MAX).contains(&bytes) { Ok(ChunkSize(bytes)) } else { Err(error()) }
+    }
+}
+
+macro_rules! words {
+    ($name:ident, $wanted:literal, $($word:literal => $value:ident),*) => {
+        impl FromStr for $name {
+            type Err = OptionError;
+            fn from_str(text: &str) -> Result<$name, OptionError> {
+                match text {
+                    $($word => Ok($name::$value),)*
+                    _ => Err(OptionError { text: text.to_owned(), wanted: $wanted }),
+                }
+            }
+        }
+    };
+}
+words!(MethodChoice, "a method: auto, pull, external, lvm, reflink, offline", "auto" => Auto, "pull" => Pull,
+    "external" => External, "lvm" => Lvm, "reflink" => Reflink, "offline" => Offline);
+words!(Quiesce, "one of auto, require, no", "auto" => Auto, "require" => Require, "no" => No);
+words!(Tracking, "one of auto, bitmap, digest, none", "auto" => Auto, "bitmap" => Bitmap, "digest" => Digest,
+    "none" => None);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_numbers_with_binary_suffixes() {
+        for (text, bytes) in
+            [("262144", 262_144), ("256K", 262_144), ("256KiB", 262_144), ("1m", 1 << 20), ("1G", 1 << 30)]
+        {
+            assert_eq!(text.parse(), Ok(ChunkSize(bytes)));
+        }
+        for text in [
+            "",
+            "K",
+            "0",
+            "-1",
+            "+1K",
+            "1 K",
+            "511",
+            "2G",
+            "256KB",
+            "1e6",
+            "99999999999999999999",
+            "18014398509481985K",
+        ] {
+            assert!(text.parse::<ChunkSize>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn words_are_the_documented_ones_and_the_error_lists_them() {
+        assert_eq!("pull".parse(), Ok(MethodChoice::Pull));
+        assert_eq!("require".parse(), Ok(Quiesce::Require));
+        assert_eq!("digest".parse(), Ok(Tracking::Digest));
+        let error = "push".parse::<MethodChoice>().unwrap_err().to_string();
+        assert_eq!(error, "\"push\" is not a method: auto, pull, external, lvm, reflink, offline");
+    }
+}

@@ -1,0 +1,156 @@
+//! Method pull: one libvirt backup job serves all disks of a running guest as of one point in time.
+//! The definition is not touched and the guest is not paused.
+
+use crate::core::domain::{Device, LeftOut, Lifetime, Sharing, Source};
+use crate::core::facts::Agent;
+use crate::core::names::CheckpointName;
+use crate::core::options::{Quiesce, Tracking};
+use crate::core::step::{BackupDisk, BackupRequest, DiskTracking, Need, Step};
+use crate::core::units::Bytes;
+use crate::core::viewspec::{Candidates, Feed, Method, ShownDisk};
+
+use super::{Case, DiskDecision, Plan, Wanted, candidates};
+
+/// Why this disk cannot be part of a pull backup.
+pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
+    let disk = wanted.disk;
+    let exclude = format!("leave it out with --exclude={}", disk.target);
+    let why = match &disk.source {
+        Source::VhostUser { .. } | Source::Directory(_) | Source::Unknown { .. } => {
+            format!("{} is not within reach of QEMU's backup: {exclude}", disk.source)
+        }
+        _ if disk.device == Device::Lun => {
+            format!(
+                "a LUN takes SCSI commands past QEMU, which then cannot keep the point in time: {exclude}"
+            )
+        }
+        _ if disk.sharing == Sharing::Shareable => {
+            format!("it is shareable: writes of other guests break the point in time: {exclude}")
+        }
+        _ if disk.lifetime == Lifetime::Transient => {
+            format!("it is transient: libvirt cannot back up its temporary layer: {exclude}")
+        }
+        _ if case.options.tracking == Tracking::Bitmap => candidates::no_bitmap(case, wanted)?.to_owned(),
+        _ => return None,
+    };
+    Some(why)
+}
+
+pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut>) -> Plan {
+    let generation = super::next_generation(case);
+    let tracked = |w: &Wanted<'_>| super::wants_checkpoints(case) && candidates::no_bitmap(case, w).is_none();
+    let new_checkpoint =
+        wanted.iter().any(tracked).then(|| CheckpointName::new(&case.domain.id.uuid, generation, case.job));
+
+    let (mut shown, mut jobs, mut decisions) = (Vec::new(), Vec::new(), Vec::new());
+    for disk in wanted {
+        let checkpoint = new_checkpoint.clone().filter(|_| tracked(disk));
+        let candidates = disk_candidates(case, disk, checkpoint.as_ref());
+        let target = disk.disk.target.clone();
+        decisions.push(DiskDecision { target: target.clone(), what: candidates::describe(&candidates) });
+        jobs.push(BackupDisk {
+            target: target.clone(),
+            scratch: case.names.scratch_file(&target),
+            tracking: tracking(&candidates, checkpoint.as_ref()),
+        });
+        shown.push(ShownDisk {
+            name: case.names.shown_disk(&target),
+            feed: Feed::Nbd { socket: case.names.backup_socket(), export: target.to_string() },
+            capacity: disk.facts.capacity,
+            candidates,
+            checkpoint_after: checkpoint,
+            images: Vec::new(),
+            target,
+        });
+    }
+
+    let steps = steps(case, new_checkpoint, jobs, super::spec(case, Method::Pull, shown, &left_out));
+    let notes = notes(case, wanted);
+    let domain = case.domain.id.clone();
+    Plan { domain, method: Method::Pull, generation, disks: decisions, left_out, notes, steps }
+}
+
+/// Undone from the last to the first: view, job, generation, files, checkpoints.
+fn steps(
+    case: &Case<'_>,
+    checkpoint: Option<CheckpointName>,
+    disks: Vec<BackupDisk>,
+    spec: Step,
+) -> Vec<Step> {
+    let (names, domain) = (case.names, &case.domain.id);
+    let taken: Vec<_> = disks.iter().map(|disk| &disk.target).collect();
+    let without = case.domain.disks.iter().map(|d| &d.target).filter(|target| !taken.contains(target));
+    let without = without.cloned().collect();
+
+    let mut steps = Vec::new();
+    // Claimed even when this backup makes none: then the one of an earlier backup has to go.
+    let name = checkpoint
+        .clone()
+        .unwrap_or_else(|| CheckpointName::new(&domain.uuid, super::next_generation(case), case.job));
+    steps.push(Step::ClaimCheckpoint { domain: domain.clone(), name, index_dir: names.index_dir() });
+    steps.extend(super::opening(case));
+    steps.push(Step::MakeDir { path: names.scratch_dir() });
+    steps.extend(disks.iter().map(|disk| Step::ClaimFile { path: disk.scratch.clone() }));
+    steps.push(Step::ClaimFile { path: names.backup_socket() });
+    steps.push(spec);
+
+    let request =
+        BackupRequest { domain: domain.clone(), socket: names.backup_socket(), checkpoint, disks, without };
+    match freeze(case) {
+        None => steps.push(Step::BeginBackup(request)),
+        Some(need) => {
+            let freeze = Step::Freeze { domain: domain.clone(), need };
+            let thaw = freeze.undo().map(Step::Early);
+            steps.extend([freeze, Step::BeginBackup(request)].into_iter().chain(thaw));
+        }
+    }
+    steps.push(super::start_view(case));
+    steps
+}
+
+fn freeze(case: &Case<'_>) -> Option<Need> {
+    match (case.options.quiesce, case.facts.guest.agent) {
+        (Quiesce::No, _) | (Quiesce::Auto, Agent::Absent) => None,
+        (Quiesce::Auto, Agent::Connected) => Some(Need::Wished),
+        (Quiesce::Require, _) => Some(Need::Required),
+    }
+}
+
+fn disk_candidates(case: &Case<'_>, disk: &Wanted<'_>, checkpoint: Option<&CheckpointName>) -> Candidates {
+    match (candidates::by_bitmap(case, disk), checkpoint) {
+        // Once a disk takes no part in new checkpoints, the reason for it is worth more than that none is left.
+        (Candidates::All { why }, None) => {
+            let reason = candidates::no_bitmap(case, disk).map_or(why, str::to_owned);
+            Candidates::All { why: reason }
+        }
+        (Candidates::DirtyBitmap { .. }, None) => {
+            let reason = candidates::no_bitmap(case, disk).unwrap_or("its changes are no longer tracked");
+            Candidates::All { why: reason.to_owned() }
+        }
+        (candidates, _) => candidates,
+    }
+}
+
+fn tracking(candidates: &Candidates, checkpoint: Option<&CheckpointName>) -> DiskTracking {
+    match (candidates, checkpoint) {
+        (_, None) => DiskTracking::Untracked,
+        (Candidates::DirtyBitmap { since, .. }, Some(_)) => DiskTracking::Since(since.clone()),
+        (_, Some(_)) => DiskTracking::Checkpoint,
+    }
+}
+
+fn notes(case: &Case<'_>, wanted: &[Wanted<'_>]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let worst = wanted.iter().fold(Bytes::ZERO, |sum, disk| sum.plus(disk.facts.capacity));
+    let free = case.facts.scratch_free;
+    if free < worst {
+        notes.push(format!(
+            "{free} are free for scratch files and a guest that overwrites everything needs {worst}: if they run \
+             short, the view ends, not the guest"
+        ));
+    }
+    if case.options.quiesce == Quiesce::Auto && case.facts.guest.agent == Agent::Absent {
+        notes.push("no guest agent: the disks are as after a power cut".to_owned());
+    }
+    notes
+}

@@ -1,0 +1,345 @@
+//! Decisions as tables: domain, facts and options in; plan or refusal out.
+//! That plans can be carried out and taken back is shown by `tests/crash_sweep.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::*;
+use crate::core::domain::Format;
+use crate::core::facts::*;
+use crate::core::names::{CheckpointName, Places, Uuid};
+use crate::core::options::{ChunkSize, Quiesce};
+use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
+use crate::core::units::Bytes;
+use crate::core::viewspec::{Candidates, Feed};
+
+const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
+const GIB: Bytes = Bytes(1 << 30);
+
+/// A case that can be changed before it is decided.
+struct Given {
+    domain: Domain,
+    facts: Facts,
+    options: Chunkmount,
+}
+
+fn target(name: &str) -> Target {
+    Target::new(name).unwrap()
+}
+
+fn fingerprint(size: u64) -> Fingerprint {
+    Fingerprint { device: 1, inode: 2, size, mtime_nanos: 3, ctime_nanos: 4 }
+}
+
+/// A running guest with vda (qcow2) and vdb (raw), never backed up.
+fn given() -> Given {
+    let domain = Domain::parse(&format!(
+        "<domain><name>mail01</name><uuid>{UUID}</uuid><memory>1</memory><devices>\
+         <disk><driver type='qcow2'/><source file='/i/a.qcow2'/><target dev='vda'/></disk>\
+         <disk><source file='/i/b.img'/><target dev='vdb'/></disk>\
+         <disk device='cdrom'><target dev='sda'/></disk></devices></domain>"
+    ))
+    .unwrap();
+    let disk = |format, path: &str, bitmaps| {
+        let layer = ChainLayer { format, path: path.into(), fingerprint: fingerprint(7) };
+        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]) }
+    };
+    let disks = BTreeMap::from([
+        (target("vda"), disk(Format::Qcow2, "/i/a.qcow2", BitmapSupport::Qcow2V3)),
+        (target("vdb"), disk(Format::Raw, "/i/b.img", BitmapSupport::NotQcow2)),
+    ]);
+    let guest = GuestFacts {
+        state: GuestState::Running,
+        definition: Definition::Persistent,
+        agent: Agent::Absent,
+        backup_job: None,
+    };
+    let facts = Facts {
+        guest,
+        disks,
+        checkpoints: Vec::new(),
+        index: BTreeMap::new(),
+        mount_point: MountPoint::Absent,
+        scratch_free: Bytes(100 << 30),
+    };
+    let options = Chunkmount {
+        method: MethodChoice::Auto,
+        quiesce: Quiesce::Auto,
+        tracking: Tracking::Auto,
+        exclude: BTreeSet::new(),
+        chunk_size: ChunkSize::DEFAULT,
+    };
+    Given { domain, facts, options }
+}
+
+fn base(generation: u64) -> CheckpointName {
+    CheckpointName::new(&Uuid::new(UUID).unwrap(), Generation(generation), &JobId::from_bits(1))
+}
+
+/// The same, backed up four times, vda with a checkpoint.
+fn given_a_base() -> Given {
+    let mut given = given();
+    let indexed = |checkpoint| IndexedDisk {
+        generation: Generation(4),
+        capacity: GIB,
+        chunk_size: ChunkSize::DEFAULT,
+        checkpoint,
+        images: Vec::new(),
+        trust: Trust::AsRecorded,
+    };
+    given.facts.index =
+        BTreeMap::from([(target("vda"), indexed(Some(base(4)))), (target("vdb"), indexed(None))]);
+    let bitmaps = BTreeMap::from([(target("vda"), BitmapState::Usable)]);
+    given.facts.checkpoints = vec![CheckpointFacts { name: base(4).as_str().to_owned(), bitmaps }];
+    given
+}
+
+impl Given {
+    fn decide(&self) -> Result<Plan, Refusal> {
+        let names = Names::new(&Places::default(), &self.domain.id.name);
+        let (job, definition_xml) = (JobId::from_bits(9), "<domain/>");
+        let (domain, facts, options) = (&self.domain, &self.facts, &self.options);
+        chunkmount(Case { domain, definition_xml, facts, options, names: &names, job: &job })
+    }
+
+    fn spec(&self) -> ViewSpec {
+        spec_of(&self.decide().unwrap())
+    }
+
+    fn vda(&mut self) -> &mut Disk {
+        &mut self.domain.disks[0]
+    }
+
+    fn indexed(&mut self) -> &mut IndexedDisk {
+        self.facts.index.get_mut(&target("vda")).unwrap()
+    }
+
+    fn bitmap(&mut self, state: BitmapState) {
+        self.facts.checkpoints[0].bitmaps.insert(target("vda"), state);
+    }
+}
+
+fn spec_of(plan: &Plan) -> ViewSpec {
+    let mut specs = plan.steps.iter().filter_map(|step| match step {
+        Step::WriteSpec { spec, .. } => Some((**spec).clone()),
+        _ => None,
+    });
+    specs.next().unwrap()
+}
+
+fn request_of(plan: &Plan) -> BackupRequest {
+    let mut requests = plan.steps.iter().filter_map(|step| match step {
+        Step::BeginBackup(request) => Some(request.clone()),
+        _ => None,
+    });
+    requests.next().unwrap()
+}
+
+#[test]
+fn the_plan_of_an_incremental_backup_reads_as_a_story() {
+    let text = given_a_base().decide().unwrap().to_string();
+    let expected = include_str!("../../../tests/data/plan-pull.txt");
+    assert_eq!(text, expected, "\n{text}");
+}
+
+#[test]
+fn the_plan_for_a_guest_that_is_off_reads_as_a_story() {
+    let mut given = given();
+    given.facts.guest.state = GuestState::ShutOff;
+    let text = given.decide().unwrap().to_string();
+    let expected = include_str!("../../../tests/data/plan-offline.txt");
+    assert_eq!(text, expected, "\n{text}");
+}
+
+#[test]
+fn a_bitmap_is_believed_only_when_it_counts_from_what_the_index_describes() {
+    type Change = fn(&mut Given);
+    let table: [(&str, Change); 9] = [
+        ("not been backed up before", |g| g.facts.index.clear()),
+        ("is gone", |g| g.facts.checkpoints.clear()),
+        ("inconsistent", |g| g.bitmap(BitmapState::Inconsistent)),
+        ("not in the image", |g| g.bitmap(BitmapState::Missing)),
+        ("does not cover it", |g| g.facts.checkpoints[0].bitmaps.clear()),
+        ("left no checkpoint", |g| g.indexed().checkpoint = None),
+        ("size changed", |g| g.indexed().capacity = Bytes(1)),
+        ("did not match", |g| g.indexed().trust = Trust::CompareAll),
+        ("--track=digest", |g| g.options.tracking = Tracking::Digest),
+    ];
+    for (reason, change) in table {
+        let mut given = given_a_base();
+        change(&mut given);
+        match &given.spec().disks[0].candidates {
+            Candidates::All { why } => assert!(why.contains(reason), "{why}, not {reason}"),
+            other => panic!("{reason}: {other:?}"),
+        }
+        let tracking = request_of(&given.decide().unwrap()).disks[0].tracking.clone();
+        assert_ne!(tracking, DiskTracking::Since(base(4)), "{reason}");
+    }
+    let context = "qemu:dirty-bitmap:backup-vda".to_owned();
+    let expected = Candidates::DirtyBitmap { context, since: base(4) };
+    assert_eq!(given_a_base().spec().disks[0].candidates, expected);
+}
+
+#[test]
+fn no_checkpoint_is_made_where_none_can_be_or_is_wanted() {
+    type Change = fn(&mut Given);
+    let table: [(&str, Change); 5] = [
+        ("transient domain", |g| g.facts.guest.definition = Definition::Transient),
+        ("old qcow2", |g| g.facts.disks.get_mut(&target("vda")).unwrap().bitmaps = BitmapSupport::Qcow2V2),
+        ("read-only", |g| g.vda().access = crate::core::domain::Access::ReadOnly),
+        ("digest", |g| g.options.tracking = Tracking::Digest),
+        ("none", |g| g.options.tracking = Tracking::None),
+    ];
+    for (what, change) in table {
+        let mut given = given_a_base();
+        change(&mut given);
+        let plan = given.decide().unwrap();
+        let request = request_of(&plan);
+        assert_eq!(request.checkpoint, None, "{what}");
+        assert!(request.disks.iter().all(|disk| disk.tracking == DiskTracking::Untracked), "{what}");
+        assert!(spec_of(&plan).disks.iter().all(|disk| disk.checkpoint_after.is_none()), "{what}");
+        // The older one is settled all the same.
+        assert!(matches!(plan.steps[0].undo(), Some(Undo::SettleCheckpoints { .. })), "{what}");
+    }
+}
+
+#[test]
+fn what_cannot_be_backed_up_is_refused_with_a_reason_for_each_disk() {
+    type Change = fn(&mut Given);
+    let table: [(&str, Change); 14] = [
+        ("shareable", |g| g.vda().sharing = crate::core::domain::Sharing::Shareable),
+        ("transient", |g| g.vda().lifetime = crate::core::domain::Lifetime::Transient),
+        ("LUN", |g| g.vda().device = crate::core::domain::Device::Lun),
+        ("vhost-user", |g| g.vda().source = Source::VhostUser { socket: "/s".into() }),
+        ("unknown kind \"x\"", |g| g.vda().source = Source::Unknown { kind: "x".into() }),
+        ("nothing could be found out", |g| g.facts.disks.clear()),
+        ("keep --blocksize=262144", |g| {
+            *g = given_a_base();
+            g.options.chunk_size = "1M".parse().unwrap();
+        }),
+        ("only qcow2 images", |g| g.options.tracking = Tracking::Bitmap),
+        ("not empty", |g| g.facts.mount_point = MountPoint::Occupied),
+        ("run cleanup", |g| g.facts.mount_point = MountPoint::Mounted { source: "chunkfs-mail01".into() }),
+        ("is not ours", |g| g.facts.mount_point = MountPoint::Mounted { source: "tmpfs".into() }),
+        ("crashed", |g| g.facts.guest.state = GuestState::Other("crashed".into())),
+        ("method lvm is not available yet", |g| g.options.method = MethodChoice::Lvm),
+        ("no disk to back up", |g| g.options.exclude = BTreeSet::from([target("vda"), target("vdb")])),
+    ];
+    for (reason, change) in table {
+        let mut given = given();
+        change(&mut given);
+        let refusal = given.decide().expect_err(reason).to_string();
+        assert!(refusal.contains(reason), "{refusal}, not {reason}");
+        assert!(refusal.starts_with("mail01: no backup is possible as asked; "), "{refusal}");
+    }
+}
+
+#[test]
+fn somebody_elses_backup_job_is_refused_before_anything_is_done() {
+    let mut given = given();
+    given.facts.guest.backup_job = Some(BackupJob { socket: Some("/tmp/theirs".into()) });
+    let refusal = given.decide().unwrap_err().to_string();
+    assert!(refusal.contains("a backup job that is not ours runs already"), "{refusal}");
+}
+
+#[test]
+fn a_method_that_does_not_fit_the_guests_state_is_refused() {
+    for (method, state, reason) in [
+        (MethodChoice::Pull, GuestState::ShutOff, "needs it to run"),
+        (MethodChoice::Offline, GuestState::Running, "not shut off"),
+        (MethodChoice::Offline, GuestState::Paused, "not shut off"),
+    ] {
+        let mut given = given();
+        given.options.method = method;
+        given.facts.guest.state = state;
+        assert!(given.decide().unwrap_err().to_string().contains(reason), "{reason}");
+    }
+}
+
+#[test]
+fn every_disk_is_in_the_view_or_left_out_with_a_reason() {
+    let mut given = given();
+    given.options.exclude = BTreeSet::from([target("vdb"), target("hdz")]);
+    let plan = given.decide().unwrap();
+    let shown: Vec<_> = spec_of(&plan).disks.iter().map(|disk| disk.name.clone()).collect();
+    let left_out: Vec<_> = plan.left_out.iter().map(|l| (l.what.as_str(), l.reason.as_str())).collect();
+    assert_eq!(shown, ["mail01_vda"]);
+    assert_eq!(left_out[1], ("vdb", "excluded by name"));
+    assert_eq!(left_out[0].0, "sda");
+    assert_eq!(request_of(&plan).without, [target("vdb")]);
+    assert_eq!(spec_of(&plan).left_out, plan.left_out);
+}
+
+#[test]
+fn generations_go_on_from_the_largest_that_anything_remembers() {
+    assert_eq!(given().decide().unwrap().generation, Generation(1));
+    let mut given = given_a_base();
+    assert_eq!(given.decide().unwrap().generation, Generation(5));
+    given
+        .facts
+        .checkpoints
+        .push(CheckpointFacts { name: base(9).as_str().to_owned(), bitmaps: BTreeMap::new() });
+    given
+        .facts
+        .checkpoints
+        .push(CheckpointFacts { name: "virt-backup-99".to_owned(), bitmaps: BTreeMap::new() });
+    assert_eq!(given.decide().unwrap().generation, Generation(10));
+}
+
+#[test]
+fn a_freeze_is_asked_for_as_wished_and_ends_right_after_the_point_in_time() {
+    for (quiesce, agent, need) in [
+        (Quiesce::No, Agent::Connected, None),
+        (Quiesce::Auto, Agent::Absent, None),
+        (Quiesce::Auto, Agent::Connected, Some(Need::Wished)),
+        (Quiesce::Require, Agent::Absent, Some(Need::Required)),
+    ] {
+        let mut given = given();
+        (given.options.quiesce, given.facts.guest.agent) = (quiesce, agent);
+        let steps = given.decide().unwrap().steps;
+        let at = steps.iter().position(|step| matches!(step, Step::BeginBackup(_))).unwrap();
+        let before = match &steps[at - 1] {
+            Step::Freeze { need, .. } => Some(*need),
+            _ => None,
+        };
+        assert_eq!(before, need, "{quiesce:?} {agent:?}");
+        assert_eq!(matches!(steps[at + 1], Step::Early(Undo::Thaw { .. })), need.is_some());
+    }
+}
+
+#[test]
+fn images_of_a_guest_that_is_off_are_read_directly_only_when_they_are_declared_raw() {
+    let mut given = given();
+    given.facts.guest.state = GuestState::ShutOff;
+    let feeds: Vec<_> = given.spec().disks.into_iter().map(|disk| disk.feed).collect();
+    assert!(matches!(&feeds[0], Feed::Nbd { socket, .. } if socket.ends_with("vda.sock")), "{feeds:?}");
+    assert_eq!(feeds[1], Feed::Image { path: PathBuf::from("/i/b.img") });
+
+    given.facts.disks.get_mut(&target("vda")).unwrap().chain =
+        Chain::Unknown { why: "no declared format".into() };
+    let refusal = given.decide().unwrap_err().to_string();
+    assert!(refusal.contains("vda: no declared format: start the guest"), "{refusal}");
+}
+
+#[test]
+fn an_untouched_image_of_a_guest_that_is_off_is_not_read_and_keeps_its_checkpoint() {
+    let mut given = given_a_base();
+    given.facts.guest.state = GuestState::ShutOff;
+    given.indexed().images = vec![fingerprint(7)];
+    let disk = given.spec().disks.remove(0);
+    assert_eq!((disk.candidates, disk.checkpoint_after), (Candidates::PendingOnly, Some(base(4))));
+
+    given.indexed().images = vec![fingerprint(8)];
+    assert!(matches!(given.spec().disks[0].candidates, Candidates::All { .. }));
+}
+
+#[test]
+fn the_undo_of_every_plan_ends_the_job_before_the_generation_and_that_before_its_checkpoints() {
+    let undos: Vec<_> = given_a_base().decide().unwrap().steps.iter().rev().filter_map(Step::undo).collect();
+    let at = |found: fn(&Undo) -> bool| undos.iter().position(found).unwrap();
+    let view = at(|u| matches!(u, Undo::StopView(_)));
+    let job = at(|u| matches!(u, Undo::AbortBackup { .. }));
+    let generation = at(|u| matches!(u, Undo::CloseGeneration { .. }));
+    let checkpoints = at(|u| matches!(u, Undo::SettleCheckpoints { .. }));
+    assert!(view < job && job < generation && generation < checkpoints, "{undos:?}");
+}

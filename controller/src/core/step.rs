@@ -1,0 +1,262 @@
+//! The steps of a plan, each beside its undo.
+//! Says what is to be done, not how: `session` carries steps out through the host.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::domain::DomainId;
+use super::facts::ChainLayer;
+use super::names::{CheckpointName, Target};
+use super::viewspec::ViewSpec;
+
+/// One effect on the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Nothing is at this path; what a later step's program puts there is ours from now on.
+    ClaimFile {
+        path: PathBuf,
+    },
+    /// The domain has no checkpoint of this name; one that a later step makes is ours.
+    ClaimCheckpoint {
+        domain: DomainId,
+        name: CheckpointName,
+        index_dir: PathBuf,
+    },
+    MakeDir {
+        path: PathBuf,
+    },
+    WriteFile {
+        path: PathBuf,
+        content: String,
+    },
+    /// Puts the specification where the daemon reads it: from then on it may open a generation in the index.
+    WriteSpec {
+        path: PathBuf,
+        spec: Box<ViewSpec>,
+    },
+    Freeze {
+        domain: DomainId,
+        need: Need,
+    },
+    BeginBackup(BackupRequest),
+    ServeImage(ImageService),
+    /// Done when the view is ready for readers.
+    StartView(ViewService),
+    /// Carries out the undo of an earlier step now, and owes it no more.
+    Early(Undo),
+}
+
+/// What a step owes. Every undo may be carried out any number of times, and when the step never happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Undo {
+    RemoveFile {
+        path: PathBuf,
+    },
+    /// Only when it is empty.
+    RemoveDir {
+        path: PathBuf,
+    },
+    /// Deletes the checkpoints of ours that the index does not name. After the generation is closed, never before:
+    /// until then the older checkpoint is what the index counts from.
+    SettleCheckpoints {
+        domain: DomainId,
+        index_dir: PathBuf,
+    },
+    /// Closes in the index what the daemon opened by this specification, then removes the specification.
+    CloseGeneration {
+        spec: PathBuf,
+    },
+    Thaw {
+        domain: DomainId,
+    },
+    /// Only the job that serves on this socket.
+    AbortBackup {
+        domain: DomainId,
+        socket: PathBuf,
+    },
+    StopImage {
+        socket: PathBuf,
+    },
+    /// Stops the daemon, unmounts, and removes the mount point at once: no view, no directory.
+    StopView(ViewService),
+}
+
+/// What happens when the guest's file systems cannot be frozen?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    Required,
+    /// Go on without, and say so.
+    Wished,
+}
+
+/// One pull-mode backup job for all disks, at one point in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackupRequest {
+    pub domain: DomainId,
+    pub socket: PathBuf,
+    /// Made at the same point in time, on the disks that ask for it.
+    pub checkpoint: Option<CheckpointName>,
+    pub disks: Vec<BackupDisk>,
+    /// Disks of the domain that are not part of the job.
+    pub without: Vec<Target>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackupDisk {
+    pub target: Target,
+    /// Where QEMU saves what the guest is about to overwrite. libvirt makes the file and labels it for QEMU.
+    pub scratch: PathBuf,
+    pub tracking: DiskTracking,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskTracking {
+    Untracked,
+    /// Part of the new checkpoint.
+    Checkpoint,
+    /// Part of the new checkpoint, and what changed since an older one is exported as a dirty bitmap.
+    Since(CheckpointName),
+}
+
+/// `qemu-nbd --read-only` for one disk of a guest that is off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageService {
+    pub target: Target,
+    pub socket: PathBuf,
+    /// Every layer with its format: nothing is left for QEMU to find out by itself.
+    pub chain: Vec<ChainLayer>,
+}
+
+/// The `chunkfs` daemon of one VM. Its process is known by the path of its specification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewService {
+    pub spec: PathBuf,
+    pub mount_point: PathBuf,
+    pub mount_source: String,
+}
+
+/// QEMU's name for the bitmap that a backup job exports for a disk. We ask for it, so we know it.
+pub fn export_bitmap(target: &Target) -> String {
+    format!("backup-{target}")
+}
+
+impl Step {
+    /// What is owed from the moment this step is intended.
+    pub fn undo(&self) -> Option<Undo> {
+        Some(match self {
+            Step::ClaimFile { path } => Undo::RemoveFile { path: path.clone() },
+            Step::ClaimCheckpoint { domain, index_dir, .. } => {
+                Undo::SettleCheckpoints { domain: domain.clone(), index_dir: index_dir.clone() }
+            }
+            Step::MakeDir { path } => Undo::RemoveDir { path: path.clone() },
+            Step::WriteFile { path, .. } => Undo::RemoveFile { path: path.clone() },
+            Step::WriteSpec { path, .. } => Undo::CloseGeneration { spec: path.clone() },
+            Step::Freeze { domain, .. } => Undo::Thaw { domain: domain.clone() },
+            Step::BeginBackup(BackupRequest { domain, socket, .. }) => {
+                Undo::AbortBackup { domain: domain.clone(), socket: socket.clone() }
+            }
+            Step::ServeImage(service) => Undo::StopImage { socket: service.socket.clone() },
+            Step::StartView(service) => Undo::StopView(service.clone()),
+            Step::Early(_) => return None,
+        })
+    }
+}
+
+/// May an undo be carried out while a newer one could not be?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// What failed elsewhere is no reason to leave this.
+    GoesOn,
+    /// It would destroy what the newer one still needs.
+    WaitsForNewer,
+}
+
+impl Undo {
+    /// A generation must not be closed under a daemon that may still show it, and a checkpoint not be deleted while
+    /// the index may still come to name it or a job use it.
+    pub fn patience(&self) -> Patience {
+        match self {
+            Undo::CloseGeneration { .. } | Undo::SettleCheckpoints { .. } => Patience::WaitsForNewer,
+            Undo::RemoveFile { .. }
+            | Undo::RemoveDir { .. }
+            | Undo::Thaw { .. }
+            | Undo::AbortBackup { .. }
+            | Undo::StopImage { .. }
+            | Undo::StopView(_) => Patience::GoesOn,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::ClaimFile { path } => write!(f, "claim the path {}", path.display()),
+            Step::ClaimCheckpoint { name, .. } => write!(f, "claim the checkpoint name {name}"),
+            Step::MakeDir { path } => write!(f, "make the directory {}", path.display()),
+            Step::WriteFile { path, .. } => write!(f, "write {}", path.display()),
+            Step::WriteSpec { path, spec } => {
+                write!(
+                    f,
+                    "write the view specification of generation {} to {}",
+                    spec.generation,
+                    path.display()
+                )
+            }
+            Step::Freeze { need: Need::Required, .. } => write!(f, "freeze the guest's file systems"),
+            Step::Freeze { need: Need::Wished, .. } => {
+                write!(f, "freeze the guest's file systems if possible")
+            }
+            Step::BeginBackup(request) => request.fmt(f),
+            Step::ServeImage(ImageService { target, socket, chain }) => {
+                let formats: Vec<String> =
+                    chain.iter().map(|l| format!("{} as {}", l.path.display(), l.format)).collect();
+                write!(f, "serve {target} read-only on {}: {}", socket.display(), formats.join(" over "))
+            }
+            Step::StartView(service) => write!(f, "show the view at {}", service.mount_point.display()),
+            Step::Early(undo) => undo.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for BackupRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "begin a pull backup on {} of", self.socket.display())?;
+        for (position, disk) in self.disks.iter().enumerate() {
+            let comma = if position > 0 { "," } else { "" };
+            match &disk.tracking {
+                DiskTracking::Untracked => write!(f, "{comma} {}", disk.target)?,
+                DiskTracking::Checkpoint => write!(f, "{comma} {} (tracked from now on)", disk.target)?,
+                DiskTracking::Since(base) => write!(f, "{comma} {} (changes since {base})", disk.target)?,
+            }
+        }
+        match &self.checkpoint {
+            Some(name) => write!(f, ", with the checkpoint {name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Undo::RemoveFile { path } => write!(f, "remove {}", path.display()),
+            Undo::RemoveDir { path } => write!(f, "remove the directory {}", path.display()),
+            Undo::SettleCheckpoints { domain, .. } => {
+                write!(f, "delete the checkpoints of {domain} that are ours and that no index names")
+            }
+            Undo::CloseGeneration { spec } => write!(f, "close the generation of {}", spec.display()),
+            Undo::Thaw { .. } => write!(f, "thaw the guest's file systems"),
+            Undo::AbortBackup { domain, socket } => {
+                write!(f, "end the backup job of {domain} on {}", socket.display())
+            }
+            Undo::StopImage { socket } => write!(f, "stop serving on {}", socket.display()),
+            Undo::StopView(service) => write!(f, "stop the view at {}", service.mount_point.display()),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What we may do to a machine and ask of it, and nothing more: the seam between deciding and doing.
+//! No implementation: `sim` is a machine in memory, `local` this one's files and processes.
+//!
+//! Three promises that every implementor keeps, because cleanup after a crash rests on them:
+//!
+//! - **A verb that returned is on disk.** File verbs have synced the file and its directory. A crash in the middle of
+//!   `append` may leave a part of the bytes at the end; all other verbs happen whole or not at all.
+//! - **An error means "perhaps".** What a failed verb was to do may have been done. The caller undoes it anyway.
+//! - **Undoing what is not there is `AlreadyGone`,** not an error, also when the domain or the directory it was in is
+//!   gone. So every undo may be repeated.
+
+pub mod local;
+pub mod sim;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::core::domain::{Disk, DomainId};
+use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk};
+use crate::core::lock::{BootId, ProcessId};
+use crate::core::names::{CheckpointName, JobId, Target};
+use crate::core::step::{BackupRequest, ImageService, ViewService};
+use crate::core::units::Bytes;
+
+/// A machine with guests.
+pub trait Host: Files + Processes + Guests {}
+impl<T: Files + Processes + Guests> Host for T {}
+
+/// Files that are ours. Paths are absolute.
+pub trait Files {
+    /// None: there is no such file.
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>>;
+    fn entry(&self, path: &Path) -> Result<Entry>;
+    /// The names in a directory, sorted. None: there is no such directory.
+    fn list(&self, dir: &Path) -> Result<Option<Vec<String>>>;
+    fn fingerprint(&self, path: &Path) -> Result<Option<Fingerprint>>;
+    /// What is free on the file system of a directory or of the nearest one above it that exists.
+    fn free(&self, dir: &Path) -> Result<Bytes>;
+
+    /// Makes a file that was not there; it appears with all of its content. Mode 0600.
+    fn create(&self, path: &Path, content: &[u8]) -> Result<Created>;
+    /// Puts a file in the place of the one that is or is not there; nobody sees a part of it. Mode 0600.
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<()>;
+    fn append(&self, path: &Path, content: &[u8]) -> Result<()>;
+    /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.
+    fn make_dir(&self, path: &Path) -> Result<Created>;
+    /// A file, a socket, a link; never a directory.
+    fn remove_file(&self, path: &Path) -> Result<Removal>;
+    /// Only an empty one.
+    fn remove_dir(&self, path: &Path) -> Result<Removal>;
+    /// Exclusive access for as long as the guard lives, at most as long as this process. None: somebody else has it.
+    fn guard(&self, path: &Path) -> Result<Option<Guard>>;
+}
+
+/// Processes of ours and mounts.
+pub trait Processes {
+    fn this_process(&self) -> Result<ProcessId>;
+    fn boot_id(&self) -> Result<BootId>;
+    fn new_job_id(&self) -> Result<JobId>;
+    fn lives(&self, process: &ProcessId) -> Result<bool>;
+    /// The source of what is mounted at a path, unescaped. None: nothing is mounted there.
+    fn mounted_at(&self, path: &Path) -> Result<Option<String>>;
+
+    /// Starts `chunkfs` so that it outlives us, and waits until its view can be read. On an error it may still run.
+    fn start_view(&self, service: &ViewService) -> Result<ProcessId>;
+    /// Stops every daemon that was started with this specification, found by the argument, and waits for its end.
+    /// Says nothing about the mount.
+    fn stop_view(&self, service: &ViewService) -> Result<Removal>;
+    /// Unmounts what is mounted at the path, detaching it if readers still hold it.
+    fn unmount(&self, path: &Path) -> Result<Removal>;
+
+    /// Starts `qemu-nbd --read-only`, and waits until it listens.
+    fn serve_image(&self, service: &ImageService) -> Result<ProcessId>;
+    /// Stops every server that was started for this socket and removes the socket.
+    fn stop_image(&self, socket: &Path) -> Result<Removal>;
+
+    /// What the indexes of a VM say. No directory: no disks.
+    fn indexes(&self, dir: &Path) -> Result<BTreeMap<Target, IndexedDisk>>;
+    /// Closes the generation that the daemon opened by this specification: what is unresolved becomes pending, each
+    /// disk's index names its `checkpoint_after`, and the indexes of disks that are not in the specification name
+    /// none any more. On disk when it returns. `AlreadyGone` when no daemon ever opened it or it is closed.
+    ///
+    /// It may be cut off between two disks, and the daemon may have been cut off before it opened them all. Then some
+    /// indexes name the new checkpoint and some the older one; both are kept, and the next close ends that.
+    fn close_generation(&self, spec: &Path) -> Result<Removal>;
+}
+
+/// The guests, through the hypervisor. All verbs find the domain by UUID.
+pub trait Guests {
+    /// None: there is no such domain. By name or UUID.
+    fn domain_xml(&self, vm: &str, view: XmlView) -> Result<Option<String>>;
+    fn guest(&self, domain: &DomainId) -> Result<GuestFacts>;
+    fn disk(&self, domain: &DomainId, disk: &Disk) -> Result<DiskFacts>;
+    /// All of the domain's, also those of others. None of a domain that is gone.
+    fn checkpoints(&self, domain: &DomainId) -> Result<Vec<CheckpointFacts>>;
+
+    /// One point in time for all disks: the job and the checkpoint are there together or not at all. Asks for the
+    /// bitmap names of `step::export_bitmap`.
+    fn begin_backup(&self, request: &BackupRequest) -> Result<()>;
+    /// Ends the job that serves on this socket; any other job is somebody else's and left alone. Leaves no scratch
+    /// file or socket open.
+    fn abort_backup(&self, domain: &DomainId, socket: &Path) -> Result<Removal>;
+    /// Merges what the checkpoint tracks into the one before. `Later` when the guest is off: its images' bitmaps can
+    /// only be deleted while it runs.
+    fn delete_checkpoint(&self, domain: &DomainId, name: &CheckpointName) -> Result<Removal>;
+    /// Freezes the guest's file systems, within the time or not at all.
+    fn freeze(&self, domain: &DomainId, within: Duration) -> Result<()>;
+    fn thaw(&self, domain: &DomainId) -> Result<Removal>;
+}
+
+/// Which description of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XmlView {
+    /// As it is now.
+    Live,
+    /// As it would be defined again, with secrets.
+    Definition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Absent,
+    Directory,
+    /// A file, a socket, a device.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    Now,
+    WasThere,
+}
+
+/// What became of something that was to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Removed,
+    AlreadyGone,
+    /// It stays for now, does no harm, and a later job removes it: why.
+    Later(String),
+}
+
+/// Given back when it is dropped, or by the kernel when this process dies.
+pub struct Guard(#[expect(dead_code, reason = "held for the sake of its drop")] Box<dyn std::any::Any>);
+
+impl Guard {
+    pub fn new(held: impl std::any::Any) -> Guard {
+        Guard(Box::new(held))
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guard")
+    }
+}

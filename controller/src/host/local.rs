@@ -1,0 +1,319 @@
+//! This machine's own files, for every host whose files they are.
+//! No processes, no mounts, no guests.
+//!
+//! The verbs keep the promise of `Files`: what returned is on disk. A new file is written without a name and linked
+//! under its name once it is whole, so that a crash leaves nothing behind; where the file system has no unnamed files,
+//! it has a name that begins with `.new-` until then.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, openat};
+use rustix::io::Errno;
+
+use crate::core::facts::Fingerprint;
+use crate::core::units::Bytes;
+
+use super::{Created, Entry, Files, Guard, Removal};
+
+/// Marks a host whose files are the files of this machine: it gets `Files` from here.
+pub trait OnThisMachine {}
+
+const FILE_MODE: u32 = 0o600;
+/// QEMU's user must reach the sockets and scratch files below, by name, and list nothing.
+const DIR_MODE: u32 = 0o711;
+
+impl<T: OnThisMachine> Files for T {
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        absent(fs::read(path)).with_context(|| format!("read {}", path.display()))
+    }
+
+    fn entry(&self, path: &Path) -> Result<Entry> {
+        let found =
+            absent(fs::symlink_metadata(path)).with_context(|| format!("look at {}", path.display()))?;
+        Ok(match found {
+            None => Entry::Absent,
+            Some(metadata) if metadata.is_dir() => Entry::Directory,
+            Some(_) => Entry::Other,
+        })
+    }
+
+    fn list(&self, dir: &Path) -> Result<Option<Vec<String>>> {
+        let Some(entries) = absent(fs::read_dir(dir)).with_context(|| format!("list {}", dir.display()))?
+        else {
+            return Ok(None);
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            // A name that is not UTF-8 is none of ours; it still counts as something that is there.
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(Some(names))
+    }
+
+    fn fingerprint(&self, path: &Path) -> Result<Option<Fingerprint>> {
+        let found = absent(fs::metadata(path)).with_context(|| format!("look at {}", path.display()))?;
+        Ok(found.map(|m| Fingerprint {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.size(),
+            mtime_nanos: nanos(m.mtime(), m.mtime_nsec()),
+            ctime_nanos: nanos(m.ctime(), m.ctime_nsec()),
+        }))
+    }
+
+    fn free(&self, dir: &Path) -> Result<Bytes> {
+        let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+        let stat = rustix::fs::statvfs(there)
+            .with_context(|| format!("ask for the space in {}", there.display()))?;
+        Ok(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    fn create(&self, path: &Path, content: &[u8]) -> Result<Created> {
+        put_whole(path, content, |unnamed| unnamed.link_to(path))
+            .with_context(|| format!("create {}", path.display()))
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let moved = |unnamed: Unnamed| unnamed.rename_over(path).map(|()| Created::Now);
+        put_whole(path, content, moved).map(drop).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn append(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let append = || {
+            let mut file = OpenOptions::new().append(true).open(path)?;
+            file.write_all(content)?;
+            file.sync_data()
+        };
+        append().with_context(|| format!("append to {}", path.display()))
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<Created> {
+        if path.is_dir() {
+            return Ok(Created::WasThere);
+        }
+        let above: Vec<_> = path.ancestors().take_while(|dir| !dir.is_dir()).collect();
+        for dir in above.into_iter().rev() {
+            let made = fs::DirBuilder::new().mode(DIR_MODE).create(dir);
+            exists(made)
+                .and_then(|_| Ok(sync_parent(dir)?))
+                .with_context(|| format!("make {}", dir.display()))?;
+        }
+        Ok(Created::Now)
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<Removal> {
+        removed(path, fs::remove_file(path)).with_context(|| format!("remove {}", path.display()))
+    }
+
+    fn remove_dir(&self, path: &Path) -> Result<Removal> {
+        removed(path, fs::remove_dir(path))
+            .with_context(|| format!("remove the directory {}", path.display()))
+    }
+
+    fn guard(&self, path: &Path) -> Result<Option<Guard>> {
+        let open = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path);
+        let file = open.with_context(|| format!("open {}", path.display()))?;
+        // Of the open file, not of the process: rust opens with O_CLOEXEC, so no daemon of ours inherits it.
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Guard::new(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(anyhow!(error).context(format!("lock {}", path.display()))),
+        }
+    }
+}
+
+/// A file that is written and synced and has no name, or a temporary one.
+struct Unnamed {
+    file: File,
+    temporary: Option<PathBuf>,
+}
+
+impl Unnamed {
+    fn new(dir: &Path, content: &[u8]) -> Result<Unnamed> {
+        let mode = Mode::from_raw_mode(FILE_MODE);
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mut unnamed = match openat(CWD, dir, flags, mode) {
+            Ok(fd) => Unnamed { file: fd.into(), temporary: None },
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Unnamed::temporary(dir)?,
+            Err(error) => return Err(error.into()),
+        };
+        if let Err(error) = unnamed.file.write_all(content).and_then(|()| unnamed.file.sync_all()) {
+            unnamed.discard();
+            return Err(error.into());
+        }
+        Ok(unnamed)
+    }
+
+    fn temporary(dir: &Path) -> Result<Unnamed> {
+        let path = dir.join(format!(".new-{}", std::process::id()));
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&path)?;
+        Ok(Unnamed { file, temporary: Some(path) })
+    }
+
+    /// Gives it a name that nothing has yet.
+    fn link_to(self, path: &Path) -> Result<Created> {
+        let linked = match &self.temporary {
+            Some(temporary) => linkat(CWD, temporary, CWD, path, AtFlags::empty()),
+            None => linkat(CWD, proc_path(&self.file), CWD, path, AtFlags::SYMLINK_FOLLOW),
+        };
+        self.discard();
+        match linked {
+            Ok(()) => Ok(Created::Now),
+            Err(Errno::EXIST) => Ok(Created::WasThere),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Only a name can be renamed, so it gets one first.
+    fn rename_over(mut self, path: &Path) -> Result<()> {
+        let dir = path.parent().context("a file is in a directory")?;
+        let temporary = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None => {
+                let temporary = dir.join(format!(".new-{}", std::process::id()));
+                // One that is left from a crash of a process with our number.
+                absent(fs::remove_file(&temporary))?;
+                linkat(CWD, proc_path(&self.file), CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
+                temporary
+            }
+        };
+        fs::rename(&temporary, path).inspect_err(|_| {
+            // The rename's own error is the story.
+            drop(fs::remove_file(&temporary));
+        })?;
+        Ok(())
+    }
+
+    fn discard(&self) {
+        if let Some(temporary) = &self.temporary {
+            // Best effort: what matters has been done or is reported by the caller.
+            drop(fs::remove_file(temporary));
+        }
+    }
+}
+
+fn put_whole(path: &Path, content: &[u8], place: impl FnOnce(Unnamed) -> Result<Created>) -> Result<Created> {
+    let dir = path.parent().context("a file is in a directory")?;
+    let created = place(Unnamed::new(dir, content)?)?;
+    sync_parent(path)?;
+    Ok(created)
+}
+
+fn proc_path(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+}
+
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+fn removed(path: &Path, result: std::io::Result<()>) -> Result<Removal> {
+    if absent(result)?.is_none() {
+        return Ok(Removal::AlreadyGone);
+    }
+    sync_parent(path)?;
+    Ok(Removal::Removed)
+}
+
+fn absent<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn exists(result: std::io::Result<()>) -> Result<Created> {
+    match result {
+        Ok(()) => Ok(Created::Now),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Created::WasThere),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn nanos(secs: i64, nanos: i64) -> i64 {
+    secs.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Here;
+    impl OnThisMachine for Here {}
+
+    fn names(dir: &Path) -> Vec<String> {
+        Here.list(dir).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_file_is_created_once_and_leaves_no_other_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web server.lock");
+        assert_eq!(Here.create(&path, b"one").unwrap(), Created::Now);
+        assert_eq!(Here.create(&path, b"two").unwrap(), Created::WasThere);
+        assert_eq!(Here.read(&path).unwrap().unwrap(), b"one");
+        Here.replace(&path, b"three").unwrap();
+        Here.append(&path, b"four").unwrap();
+        assert_eq!(Here.read(&path).unwrap().unwrap(), b"threefour");
+        assert_eq!(names(dir.path()), ["web server.lock"]);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, FILE_MODE);
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_already_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sub, file) = (dir.path().join("a/b"), dir.path().join("a/b/c"));
+        assert_eq!(Here.make_dir(&sub).unwrap(), Created::Now);
+        assert_eq!(Here.make_dir(&sub).unwrap(), Created::WasThere);
+        Here.replace(&file, b"").unwrap();
+        assert!(Here.remove_dir(&sub).is_err(), "not empty");
+        assert!(Here.remove_file(&sub).is_err(), "a directory");
+        assert_eq!(Here.remove_file(&file).unwrap(), Removal::Removed);
+        assert_eq!(Here.remove_file(&file).unwrap(), Removal::AlreadyGone);
+        assert_eq!(Here.remove_dir(&sub).unwrap(), Removal::Removed);
+        assert_eq!(Here.remove_dir(&sub).unwrap(), Removal::AlreadyGone);
+        assert_eq!(Here.remove_file(&file).unwrap(), Removal::AlreadyGone, "nor its directory");
+    }
+
+    #[test]
+    fn what_is_not_there_is_absent_and_not_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nothing/here");
+        assert_eq!(Here.read(&path).unwrap(), None);
+        assert_eq!(Here.list(&path).unwrap(), None);
+        assert_eq!(Here.entry(&path).unwrap(), Entry::Absent);
+        assert_eq!(Here.fingerprint(&path).unwrap(), None);
+        assert!(Here.free(&path).unwrap() > Bytes::ZERO);
+        assert!(Here.append(&path, b"x").is_err(), "nothing to append to");
+    }
+
+    #[test]
+    fn a_guard_excludes_until_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("guard");
+        let first = Here.guard(&path).unwrap();
+        assert!(first.is_some());
+        assert!(Here.guard(&path).unwrap().is_none());
+        drop(first);
+        assert!(Here.guard(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_touched_file_has_another_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        Here.replace(&path, b"same").unwrap();
+        let before = Here.fingerprint(&path).unwrap();
+        assert_eq!(Here.fingerprint(&path).unwrap(), before);
+        Here.replace(&path, b"same").unwrap();
+        assert_ne!(Here.fingerprint(&path).unwrap(), before);
+    }
+}

@@ -1,0 +1,171 @@
+//! The simulated machine's guests: pull backups, checkpoints and their bitmaps.
+//! As strict as libvirt where strictness has caught a mistake: one job, no deletion under it, no name twice.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::core::domain::{Disk, DomainId};
+use crate::core::facts::{
+    Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Definition, DiskFacts,
+    GuestFacts, GuestState,
+};
+use crate::core::names::{CheckpointName, Target};
+use crate::core::step::{BackupRequest, DiskTracking};
+use crate::host::{Guests, Removal, XmlView};
+
+use super::world::{CHUNKS, Dirty, Job};
+use super::{Guest, Node, Power, SimHost, World};
+
+impl Guests for SimHost {
+    fn domain_xml(&self, vm: &str, _view: XmlView) -> Result<Option<String>> {
+        self.ask(|world| {
+            let found = world.guests.iter().find(|(uuid, guest)| guest.name == vm || uuid.as_str() == vm);
+            Ok(found.map(|(_, guest)| guest.xml.clone()))
+        })
+    }
+
+    fn guest(&self, domain: &DomainId) -> Result<GuestFacts> {
+        self.ask(|world| {
+            let guest = world.guests.get(&domain.uuid).context("there is no such domain")?;
+            let state = match guest.power {
+                Power::On => GuestState::Running,
+                Power::Off => GuestState::ShutOff,
+            };
+            let backup_job = guest.job.as_ref().map(|job| BackupJob { socket: Some(job.socket.clone()) });
+            Ok(GuestFacts { state, definition: Definition::Persistent, agent: Agent::Connected, backup_job })
+        })
+    }
+
+    fn disk(&self, domain: &DomainId, disk: &Disk) -> Result<DiskFacts> {
+        self.ask(|world| {
+            let guest = world.guests.get(&domain.uuid).context("there is no such domain")?;
+            let path = guest.disks.get(&disk.target).context("there is no such disk")?;
+            let bitmaps = world.image(path).context("the image is gone")?.bitmaps;
+            let fingerprint = world.fingerprint(path).context("the image is gone")?;
+            let layer = ChainLayer { format: disk.format.clone(), path: path.clone(), fingerprint };
+            Ok(DiskFacts { capacity: world.capacity(), bitmaps, chain: Chain::Known(vec![layer]) })
+        })
+    }
+
+    fn checkpoints(&self, domain: &DomainId) -> Result<Vec<CheckpointFacts>> {
+        self.ask(|world| {
+            let Some(guest) = world.guests.get(&domain.uuid) else { return Ok(Vec::new()) };
+            let facts = guest.checkpoints.iter().map(|(name, targets)| CheckpointFacts {
+                name: name.clone(),
+                bitmaps: targets.iter().map(|t| (t.clone(), bitmap_state(world, guest, t, name))).collect(),
+            });
+            Ok(facts.collect())
+        })
+    }
+
+    fn begin_backup(&self, request: &BackupRequest) -> Result<()> {
+        self.effect("begin_backup", |world| begin_backup(world, request))
+    }
+
+    fn abort_backup(&self, domain: &DomainId, socket: &Path) -> Result<Removal> {
+        self.effect("abort_backup", |world| {
+            let Some(guest) = world.guests.get_mut(&domain.uuid) else { return Ok(Removal::AlreadyGone) };
+            if guest.job.as_ref().is_none_or(|job| job.socket != socket) {
+                return Ok(Removal::AlreadyGone);
+            }
+            guest.job = None;
+            Ok(Removal::Removed)
+        })
+    }
+
+    fn delete_checkpoint(&self, domain: &DomainId, name: &CheckpointName) -> Result<Removal> {
+        self.effect("delete_checkpoint", |world| {
+            let Some(guest) = world.guests.get_mut(&domain.uuid) else { return Ok(Removal::AlreadyGone) };
+            let Some(position) = guest.checkpoints.iter().position(|(n, _)| n == name.as_str()) else {
+                return Ok(Removal::AlreadyGone);
+            };
+            if guest.power == Power::Off {
+                return Ok(Removal::Later("the guest is shut off".to_owned()));
+            }
+            if guest.job.is_some() {
+                bail!("a backup job uses the checkpoints of {}", guest.name);
+            }
+            guest.checkpoints.remove(position);
+            for path in guest.disks.values() {
+                if let Some(Node::Image(image)) = world.nodes.get_mut(path) {
+                    image.dirty.remove(name.as_str());
+                }
+            }
+            Ok(Removal::Removed)
+        })
+    }
+
+    fn freeze(&self, domain: &DomainId, _within: Duration) -> Result<()> {
+        self.effect("freeze", |world| {
+            world.guests.get_mut(&domain.uuid).context("there is no such domain")?.frozen = true;
+            Ok(())
+        })
+    }
+
+    fn thaw(&self, domain: &DomainId) -> Result<Removal> {
+        self.effect("thaw", |world| {
+            let Some(guest) = world.guests.get_mut(&domain.uuid) else { return Ok(Removal::AlreadyGone) };
+            let was_frozen = std::mem::replace(&mut guest.frozen, false);
+            Ok(if was_frozen { Removal::Removed } else { Removal::AlreadyGone })
+        })
+    }
+}
+
+fn bitmap_state(world: &World, guest: &Guest, target: &Target, checkpoint: &str) -> BitmapState {
+    let image = guest.disks.get(target).and_then(|path| world.image(path));
+    match image.and_then(|image| image.dirty.get(checkpoint)) {
+        Some(dirty) if dirty.consistent => BitmapState::Usable,
+        Some(_) => BitmapState::Inconsistent,
+        None => BitmapState::Missing,
+    }
+}
+
+fn begin_backup(world: &mut World, request: &BackupRequest) -> Result<()> {
+    let guest = world.guests.get(&request.domain.uuid).context("there is no such domain")?;
+    if guest.power == Power::Off {
+        bail!("the guest is not running");
+    }
+    if guest.job.is_some() {
+        bail!("a backup job is already running");
+    }
+    let new = request.checkpoint.as_ref().map(|name| name.as_str().to_owned());
+    if guest.checkpoints.iter().any(|(name, _)| Some(name) == new.as_ref()) {
+        bail!("the checkpoint exists already");
+    }
+    let (mut frozen_disks, mut exported) = (BTreeMap::new(), BTreeMap::new());
+    for disk in &request.disks {
+        let image =
+            guest.disks.get(&disk.target).and_then(|path| world.image(path)).context("no such disk")?;
+        if disk.tracking != DiskTracking::Untracked && image.bitmaps != BitmapSupport::Qcow2V3 {
+            bail!("{} cannot hold a bitmap", disk.target);
+        }
+        if let DiskTracking::Since(base) = &disk.tracking {
+            let dirty = image.dirty.get(base.as_str()).filter(|dirty| dirty.consistent);
+            exported.insert(disk.target.clone(), dirty.context("the bitmap is not usable")?.chunks);
+        }
+        frozen_disks.insert(disk.target.clone(), image.chunks);
+    }
+    take_effect(world, request, new, Job { socket: request.socket.clone(), frozen_disks, exported });
+    Ok(())
+}
+
+fn take_effect(world: &mut World, request: &BackupRequest, checkpoint: Option<String>, job: Job) {
+    let Some(guest) = world.guests.get_mut(&request.domain.uuid) else { return };
+    let tracked = request.disks.iter().filter(|disk| disk.tracking != DiskTracking::Untracked);
+    if let Some(name) = checkpoint {
+        for disk in tracked.clone() {
+            if let Some(Node::Image(image)) =
+                guest.disks.get(&disk.target).and_then(|p| world.nodes.get_mut(p))
+            {
+                image.dirty.insert(name.clone(), Dirty { chunks: [false; CHUNKS], consistent: true });
+            }
+        }
+        guest.checkpoints.push((name, tracked.map(|disk| disk.target.clone()).collect()));
+    }
+    guest.job = Some(job);
+    world.nodes.extend(request.disks.iter().map(|disk| (disk.scratch.clone(), Node::Scratch)));
+    world.nodes.insert(request.socket.clone(), Node::Socket);
+}

@@ -1,0 +1,242 @@
+//! One job on one VM: holds its lock, keeps its journal, carries out plans and takes them back.
+//! Decides nothing about backups: that is `core::plan`.
+
+mod act;
+mod journal_file;
+mod locking;
+mod outcome;
+mod undo;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::core::domain::DomainId;
+use crate::core::journal::{Debt, Header, Journal, Record, VERSION};
+use crate::core::lock::{Holder, Lock, ProcessId};
+use crate::core::names::{JobId, Names};
+use crate::core::options::JobLimit;
+use crate::core::plan::Plan;
+use crate::core::step::{Patience, Step, Undo};
+use crate::host::{Guard, Host, Removal};
+
+use journal_file::JournalFile;
+pub use locking::{live_jobs, unlock};
+pub use outcome::{OpenError, RunError, Unwound};
+
+/// From taking the lock to giving it back, or to leaving it to a later cleanup.
+///
+/// ```text
+/// open ── owed()? ── unwind ─┐
+///                            ├── run(plan) ── drop        the view stays; lock and journal stay with it
+///                            └── release                  nothing owed: the lock goes
+/// ```
+pub struct Session<'h> {
+    host: &'h dyn Host,
+    names: Names,
+    lock: Lock,
+    /// Who held the lock before and did not give it back.
+    taken_over: Option<Holder>,
+    journal: Option<JournalFile>,
+    /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
+    _guard: Guard,
+}
+
+impl<'h> Session<'h> {
+    /// Takes the lock of a VM. What a dead job or a view without its cleanup left is taken over, and is then `owed`.
+    pub fn open(host: &'h dyn Host, names: &Names, limit: JobLimit) -> Result<Session<'h>, OpenError> {
+        Session::take(host, names, limit).map_err(|error| match error {
+            OpenError::Failed(error) if locking::something_left(host, names) => OpenError::Owing(error),
+            error => error,
+        })
+    }
+
+    fn take(host: &'h dyn Host, names: &Names, limit: JobLimit) -> Result<Session<'h>, OpenError> {
+        host.make_dir(&names.home()).context("make the state directory")?;
+        let Some(guard) = host.guard(&names.guard())? else {
+            return Err(OpenError::Busy(format!("{}: another virt-backup is at work on it", names.vm())));
+        };
+        let journal = JournalFile::read(host, names)?;
+        let job = match &journal {
+            Some(journal) => journal.header().job.clone(),
+            None => host.new_job_id()?,
+        };
+        let (lock, taken_over) = locking::take(host, names, job, limit)?;
+        Ok(Session { host, names: names.clone(), lock, taken_over, journal, _guard: guard })
+    }
+
+    pub fn taken_over(&self) -> Option<&Holder> {
+        self.taken_over.as_ref()
+    }
+
+    pub fn job(&self) -> &JobId {
+        &self.lock.job
+    }
+
+    /// What an earlier job or this one left to be undone, newest first.
+    pub fn owed(&self) -> Vec<Debt> {
+        self.journal.as_ref().map(JournalFile::owed).unwrap_or_default()
+    }
+
+    /// Carries out a plan, each step written down before it is done. When a step fails, or `interrupted` says so
+    /// between two, all is taken back.
+    pub fn run(&mut self, plan: &Plan, interrupted: &dyn Fn() -> bool) -> Result<Vec<String>, RunError> {
+        let mut notes = Vec::new();
+        match self.carry_out(plan, interrupted, &mut notes) {
+            Ok(()) => Ok(notes),
+            Err(story) => Err(RunError { story, unwound: self.unwind() }),
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        plan: &Plan,
+        interrupted: &dyn Fn() -> bool,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        self.begin_journal()?;
+        let mut view = None;
+        for (number, step) in (0..).zip(&plan.steps) {
+            if interrupted() {
+                bail!("interrupted before it could {step}");
+            }
+            let process = match step {
+                Step::Early(undo) => self.pay_early(undo)?,
+                _ => self.take_step(number, step, notes).with_context(|| step.to_string())?,
+            };
+            view = process.or(view);
+        }
+        self.write(&Record::Complete)?;
+        // Now the lock names the daemon: it is alive for as long as the view is.
+        self.lock.view = view;
+        self.host.replace(&self.names.lock(), self.lock.to_text().as_bytes()).context("update the lock")
+    }
+
+    fn begin_journal(&mut self) -> Result<()> {
+        if !self.owed().is_empty() {
+            bail!("an earlier job on {} still owes something: unwind it first", self.names.vm());
+        }
+        let (vm, job, boot) = (self.names.vm().clone(), self.lock.job.clone(), self.lock.boot.clone());
+        let header = Header { version: VERSION, vm, job, boot };
+        // Known before it is written: should the writing fail after all, there is something to forget.
+        let journal = self.journal.insert(JournalFile::new(&self.names, header));
+        journal.begin(self.host).context("begin the journal")
+    }
+
+    /// Intent, act, done.
+    fn take_step(&mut self, number: u32, step: &Step, notes: &mut Vec<String>) -> Result<Option<ProcessId>> {
+        act::check(self.host, step)?;
+        if let Some(undo) = step.undo() {
+            self.write(&Record::Intent { step: number, what: step.to_string(), undo })?;
+        }
+        let process = match (act::act(self.host, step), step) {
+            (Ok(process), _) => process,
+            (Err(error), Step::Freeze { need: crate::core::step::Need::Wished, .. }) => {
+                notes.push(format!("not quiesced: {error:#}"));
+                return self.pay_early(&step.undo().expect("a freeze has an undo"));
+            }
+            (Err(error), _) => return Err(error),
+        };
+        self.write(&Record::Done { step: number, process: process.clone() })?;
+        Ok(process)
+    }
+
+    fn pay_early(&mut self, undo: &Undo) -> Result<Option<ProcessId>> {
+        if let Some(debt) = self.owed().into_iter().find(|debt| debt.undo == *undo) {
+            self.pay(&debt, &mut Unwound::default())?;
+        }
+        Ok(None)
+    }
+
+    /// Undoes all that is owed, newest first, past failures; forgets the journal when nothing is owed any more.
+    pub fn unwind(&mut self) -> Unwound {
+        let mut unwound = Unwound::default();
+        for debt in self.owed() {
+            if debt.undo.patience() == Patience::WaitsForNewer && !unwound.errors.is_empty() {
+                unwound.errors.push(anyhow!("{}: waits for what could not be undone", debt.undo));
+                continue;
+            }
+            if let Err(error) = self.pay(&debt, &mut unwound) {
+                unwound.errors.push(error);
+            }
+        }
+        if unwound.errors.is_empty()
+            && let Err(error) = self.forget_journal()
+        {
+            unwound.errors.push(error);
+        }
+        unwound
+    }
+
+    fn pay(&mut self, debt: &Debt, unwound: &mut Unwound) -> Result<()> {
+        match undo::undo(self.host, &debt.undo).with_context(|| debt.undo.to_string())? {
+            Removal::Removed => unwound.done.push(debt.undo.to_string()),
+            Removal::AlreadyGone => {}
+            Removal::Later(why) => unwound.notes.push(format!("{}: later: {why}", debt.undo)),
+        }
+        if let Err(error) = self.write(&Record::Undone { step: debt.step }) {
+            // Undoing it again would do no harm, so a full disk does not keep us from undoing the rest.
+            unwound.notes.push(format!("{error:#}"));
+        }
+        Ok(())
+    }
+
+    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
+    /// crash came between forgetting the journal and giving back the lock.
+    pub fn sweep(&mut self, domain: Option<&DomainId>) -> Unwound {
+        let mut unwound = Unwound::default();
+        if !self.owed().is_empty() {
+            return unwound;
+        }
+        let undos = match undo::by_name(self.host, &self.names, domain) {
+            Ok(undos) => undos,
+            Err(error) => return Unwound { errors: vec![error], ..unwound },
+        };
+        for undo in undos {
+            if undo.patience() == Patience::WaitsForNewer && !unwound.errors.is_empty() {
+                continue;
+            }
+            match undo::undo(self.host, &undo).with_context(|| undo.to_string()) {
+                Ok(Removal::Removed) => unwound.done.push(undo.to_string()),
+                Ok(Removal::AlreadyGone) => {}
+                Ok(Removal::Later(why)) => unwound.notes.push(format!("{undo}: later: {why}")),
+                Err(error) => unwound.errors.push(error),
+            }
+        }
+        unwound
+    }
+
+    /// Gives the lock back. Refuses while something is owed.
+    pub fn release(self) -> Result<()> {
+        if !self.owed().is_empty() {
+            bail!("{} still owes something: the lock stays until cleanup", self.names.vm());
+        }
+        self.host.remove_file(&self.names.lock()).context("give back the lock")?;
+        Ok(())
+    }
+
+    fn forget_journal(&mut self) -> Result<()> {
+        if self.journal.is_some() {
+            self.host.remove_file(&self.names.journal()).context("forget the journal")?;
+            self.journal = None;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let journal = self.journal.as_mut().ok_or_else(|| anyhow!("no journal has been begun"))?;
+        journal.append(self.host, record).context("write the journal")
+    }
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("lock", &self.lock)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The journal of a VM, for `status`: takes no lock, changes nothing.
+pub fn peek(host: &dyn Host, names: &Names) -> Result<Option<Journal>> {
+    Ok(JournalFile::read(host, names)?.map(JournalFile::into_journal))
+}

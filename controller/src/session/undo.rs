@@ -1,0 +1,83 @@
+//! An undo to the host's verbs, and which undos follow from names alone.
+//! Each may be repeated; each removes only what its names prove ours.
+
+use anyhow::{Context, Result};
+
+use crate::core::domain::DomainId;
+use crate::core::names::{CheckpointName, Names};
+use crate::core::step::{Undo, ViewService};
+use crate::host::{Host, Removal};
+
+pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
+    match undo {
+        Undo::RemoveFile { path } => host.remove_file(path),
+        Undo::RemoveDir { path } => host.remove_dir(path),
+        Undo::SettleCheckpoints { domain, index_dir } => settle_checkpoints(host, domain, index_dir),
+        Undo::CloseGeneration { spec } => {
+            host.close_generation(spec).context("close the generation in the index")?;
+            host.remove_file(spec)
+        }
+        Undo::Thaw { domain } => host.thaw(domain),
+        Undo::AbortBackup { domain, socket } => host.abort_backup(domain, socket),
+        Undo::StopImage { socket } => host.stop_image(socket),
+        Undo::StopView(service) => stop_view(host, service),
+    }
+}
+
+/// No view, no directory: a consumer that finds an empty directory takes the backup for empty.
+fn stop_view(host: &dyn Host, service: &ViewService) -> Result<Removal> {
+    let stopped = host.stop_view(service).context("stop chunkfs")?;
+    match host.mounted_at(&service.mount_point)? {
+        Some(source) if source == service.mount_source => {
+            host.unmount(&service.mount_point).context("unmount")?;
+        }
+        // Somebody else's mount, over a directory that is then not empty and not ours to remove.
+        Some(_) => return Ok(stopped),
+        None => {}
+    }
+    let removed = host.remove_dir(&service.mount_point).context("remove the mount point")?;
+    Ok(if stopped == Removal::Removed { stopped } else { removed })
+}
+
+/// Keeps every checkpoint that any index names: should closing have been cut off between two disks, both stay.
+fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &std::path::Path) -> Result<Removal> {
+    let named: Vec<_> = host.indexes(index_dir)?.into_values().filter_map(|disk| disk.checkpoint).collect();
+    let there = host.checkpoints(domain)?;
+    let ours = there.iter().filter_map(|c| CheckpointName::recognise(&domain.uuid, &c.name));
+    let mut settled = Removal::AlreadyGone;
+    for (checkpoint, _) in ours.filter(|(name, _)| !named.contains(name)) {
+        let removal =
+            host.delete_checkpoint(domain, &checkpoint).with_context(|| format!("delete {checkpoint}"))?;
+        settled = match (settled, removal) {
+            (settled, Removal::AlreadyGone) => settled,
+            (Removal::Later(why), Removal::Removed) => Removal::Later(why),
+            (_, removal) => removal,
+        };
+    }
+    Ok(settled)
+}
+
+/// What may be here of ours when no journal says so, newest first. A mount point is only taken for ours while our
+/// view is mounted on it: an empty directory has no mark.
+pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>) -> Result<Vec<Undo>> {
+    let mut undos = Vec::new();
+    let (spec, mount_point, mount_source) = (names.view_spec(), names.mount_point(), names.mount_source());
+    if host.mounted_at(&mount_point)?.is_some_and(|source| source == mount_source) {
+        undos.push(Undo::StopView(ViewService { spec: spec.clone(), mount_point, mount_source }));
+    }
+    if let Some(domain) = domain {
+        undos.push(Undo::AbortBackup { domain: domain.clone(), socket: names.backup_socket() });
+    }
+    let sockets = host.list(&names.socket_dir())?.unwrap_or_default();
+    undos.extend(sockets.iter().map(|name| Undo::StopImage { socket: names.socket_dir().join(name) }));
+    undos.push(Undo::CloseGeneration { spec });
+    let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
+    undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
+    undos.push(Undo::RemoveDir { path: names.scratch_dir() });
+    undos.push(Undo::RemoveFile { path: names.saved_xml() });
+    undos.push(Undo::RemoveDir { path: names.socket_dir() });
+    if let Some(domain) = domain {
+        undos.push(Undo::SettleCheckpoints { domain: domain.clone(), index_dir: names.index_dir() });
+    }
+    Ok(undos)
+}

@@ -1,0 +1,228 @@
+//! The worlds that the crash sweep breaks, and what "as before" means.
+//! Shared by the tests that run on the simulated host.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use virt_backup::command;
+use virt_backup::core::facts::BitmapSupport;
+use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
+use virt_backup::core::options::{ChunkSize, Chunkmount, JobLimit, MethodChoice, Quiesce, Tracking};
+use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
+
+const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
+
+/// A world, and a job that is to be tried on it.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) world: World,
+    /// The world before this program ever ran on it.
+    pristine: World,
+    pub(crate) options: Chunkmount,
+    pub(crate) guest_runs: bool,
+    /// Checkpoints of ours after a job that went well.
+    pub(crate) checkpoints_left: usize,
+    /// Small enough for pairs of faults.
+    pub(crate) twice: bool,
+}
+
+pub(crate) fn places() -> Places {
+    Places { backup_dir: "/b".into(), lock_dir: "/b".into(), state_dir: "/state".into() }
+}
+
+pub(crate) fn options() -> Chunkmount {
+    Chunkmount {
+        method: MethodChoice::Auto,
+        quiesce: Quiesce::No,
+        tracking: Tracking::Auto,
+        exclude: BTreeSet::new(),
+        chunk_size: ChunkSize::DEFAULT,
+    }
+}
+
+pub(crate) fn uuid() -> Uuid {
+    Uuid::new(UUID).unwrap()
+}
+
+fn target(name: &str) -> Target {
+    Target::new(name).unwrap()
+}
+
+/// A host with one guest, whose disks are given as target and format.
+pub(crate) fn machine(power: Power, disks: &[(&str, &str)]) -> World {
+    let mut world = World::default();
+    for dir in ["/b", "/state", "/images"] {
+        world.add_dirs(Path::new(dir));
+    }
+    let mut guest = Guest {
+        name: "mail01".to_owned(),
+        xml: String::new(),
+        power,
+        frozen: false,
+        disks: BTreeMap::new(),
+        job: None,
+        checkpoints: vec![("nightly-of-somebody-else".to_owned(), BTreeSet::new())],
+        ledger: BTreeMap::new(),
+    };
+    let mut devices = String::new();
+    for (number, (name, format)) in (1..).zip(disks) {
+        let path = PathBuf::from(format!("/images/{name}.{format}"));
+        let bitmaps = if *format == "qcow2" { BitmapSupport::Qcow2V3 } else { BitmapSupport::NotQcow2 };
+        let chunks = std::array::from_fn(|chunk| number * 100 + chunk as u64);
+        world
+            .nodes
+            .insert(path.clone(), Node::Image(Image { chunks, bitmaps, dirty: BTreeMap::new(), touched: 0 }));
+        guest.ledger.insert(target(name), chunks);
+        devices += &format!(
+            "<disk type='file'><driver type='{format}'/><source file='{}'/><target dev='{name}'/></disk>",
+            path.display()
+        );
+        guest.disks.insert(target(name), path);
+    }
+    guest.xml = format!(
+        "<domain><name>mail01</name><uuid>{UUID}</uuid><memory>1024</memory><devices>{devices}</devices></domain>"
+    );
+    world.guests.insert(uuid(), guest);
+    world
+}
+
+/// Runs something as a process of its own on a world.
+fn on(world: World, fault: Option<Fault>, act: impl FnOnce(&SimHost)) -> World {
+    let shared = Rc::new(RefCell::new(world));
+    let host = SimHost::new(&shared, fault);
+    act(&host);
+    host.exit();
+    shared.take()
+}
+
+fn mounted(world: World, fault: Option<Fault>) -> World {
+    on(world, fault, |host| {
+        let done = command::chunkmount(host, &places(), "mail01", &options(), JobLimit::Unlimited, &|| false);
+        assert_eq!(done.is_ok(), fault.is_none(), "{done:?}");
+    })
+}
+
+fn backed_up(world: World) -> World {
+    on(mounted(world, None), None, |host| drop(command::cleanup(host, &places(), "mail01").unwrap()))
+}
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    const QCOW2: &[(&str, &str)] = &[("vda", "qcow2")];
+    const BOTH: &[(&str, &str)] = &[("vda", "qcow2"), ("vdb", "raw")];
+    const TWO: &[(&str, &str)] = &[("vda", "qcow2"), ("vdb", "qcow2")];
+    let running = |disks| machine(Power::On, disks);
+    let off = |disks| machine(Power::Off, disks);
+    let crash = |at| Some(Fault { at, kind: FaultKind::CrashAfter });
+
+    let quiet = || Scenario {
+        name: "",
+        world: World::default(),
+        pristine: World::default(),
+        options: options(),
+        guest_runs: true,
+        checkpoints_left: 1,
+        twice: false,
+    };
+    let make = |name, pristine: World, before: &dyn Fn(World) -> World, rest: Scenario| {
+        let guest_runs = pristine.guests.values().all(|guest| guest.power == Power::On);
+        let checkpoints_left = if guest_runs { rest.checkpoints_left } else { 0 };
+        Scenario { name, world: before(pristine.clone()), pristine, guest_runs, checkpoints_left, ..rest }
+    };
+    let untouched: &dyn Fn(World) -> World = &|world| world;
+    let digest = Chunkmount { tracking: Tracking::Digest, ..options() };
+    let frozen = Chunkmount { quiesce: Quiesce::Require, ..options() };
+    let wished = Chunkmount { quiesce: Quiesce::Auto, ..options() };
+    let without_vdb = Chunkmount { exclude: BTreeSet::from([target("vdb")]), ..options() };
+    vec![
+        make("pull: qcow2, first", running(QCOW2), untouched, quiet()),
+        make("pull: raw", running(&[("vda", "raw")]), untouched, Scenario { checkpoints_left: 0, ..quiet() }),
+        make("pull: qcow2 and raw, first", running(BOTH), untouched, quiet()),
+        make("pull: two qcow2, incremental", running(TWO), &backed_up, Scenario { twice: true, ..quiet() }),
+        make("pull: qcow2 and raw, incremental", running(BOTH), &backed_up, quiet()),
+        make("pull: incremental, frozen", running(BOTH), &backed_up, Scenario { options: frozen, ..quiet() }),
+        make(
+            "pull: incremental, frozen if possible",
+            running(BOTH),
+            &backed_up,
+            Scenario { options: wished, ..quiet() },
+        ),
+        make("pull: vdb no more", running(TWO), &backed_up, Scenario { options: without_vdb, ..quiet() }),
+        make(
+            "pull: bitmaps no more",
+            running(TWO),
+            &backed_up,
+            Scenario { options: digest, checkpoints_left: 0, ..quiet() },
+        ),
+        make(
+            "pull: over a mounted view",
+            running(BOTH),
+            &|w| mounted(backed_up(w), None),
+            Scenario { twice: true, ..quiet() },
+        ),
+        make("pull: over a crashed job", running(BOTH), &|w| mounted(backed_up(w), crash(30)), quiet()),
+        make(
+            "pull: over a job before a power cut",
+            running(BOTH),
+            &|w| {
+                let mut world = mounted(backed_up(w), None);
+                world.cut_power();
+                power_on(&mut world);
+                world
+            },
+            quiet(),
+        ),
+        make("offline: raw", off(&[("vda", "raw")]), untouched, Scenario { twice: true, ..quiet() }),
+        make("offline: qcow2 and raw", off(BOTH), untouched, quiet()),
+        make("offline: unchanged since the last", off(BOTH), &backed_up, quiet()),
+        make("offline: over a mounted view", off(BOTH), &|w| mounted(w, None), quiet()),
+    ]
+}
+
+/// What an administrator does after a power cut.
+pub(crate) fn power_on(world: &mut World) {
+    world.guests.values_mut().for_each(|guest| guest.power = Power::On);
+}
+
+pub(crate) fn our_checkpoints(world: &World) -> Vec<CheckpointName> {
+    let names = world.guests[&uuid()].checkpoints.iter();
+    names.filter_map(|(name, _)| CheckpointName::recognise(&uuid(), name)).map(|(name, _)| name).collect()
+}
+
+/// Nothing of ours is left but the state that is to stay, and the guest has lost nothing.
+pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) {
+    let stays = ["/state", "/state/mail01", "/state/mail01/guard", "/state/.run"].map(Path::new);
+    let nodes =
+        |w: &World| w.nodes.keys().filter(|p| !stays.contains(&p.as_path())).cloned().collect::<Vec<_>>();
+    assert_eq!(nodes(world), nodes(&scenario.pristine), "{story}: files");
+    assert!(world.mounts.is_empty(), "{story}: mounted: {:?}", world.mounts);
+    assert!(world.processes.is_empty(), "{story}: running: {:?}", world.processes);
+    assert_eq!(world.violations, [""; 0], "{story}");
+
+    let (guest, before) = (&world.guests[&uuid()], &scenario.pristine.guests[&uuid()]);
+    assert!(guest.job.is_none(), "{story}: a backup job runs");
+    assert!(!guest.frozen, "{story}: the guest is frozen");
+    assert_eq!(guest.xml, before.xml, "{story}");
+    let foreign = |g: &Guest| {
+        let names = g.checkpoints.iter().map(|(name, _)| name.clone());
+        names.filter(|name| CheckpointName::recognise(&uuid(), name).is_none()).collect::<Vec<_>>()
+    };
+    assert_eq!(foreign(guest), foreign(before), "{story}: checkpoints of others");
+    for (target, path) in &guest.disks {
+        assert_eq!(
+            world.image(path).unwrap().chunks,
+            guest.ledger[target],
+            "{story}: {target}: guest writes"
+        );
+    }
+    // One checkpoint, or two when a crash came between the indexes of two disks: until the next job, which is checked.
+    if guest.power == Power::On {
+        let indexes = world.indexes.get(Path::new("/state/mail01/index"));
+        let named =
+            indexes.into_iter().flatten().filter_map(|(_, index)| index.closed.as_ref()?.checkpoint.clone());
+        let named: BTreeSet<_> = named.collect();
+        let ours: BTreeSet<_> = our_checkpoints(world).into_iter().collect();
+        assert_eq!(ours, named, "{story}: the checkpoints of ours are not those that the index names");
+    }
+}
