@@ -50,7 +50,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Mount {
-    /// A raw image file or a block device
+    /// A raw image file, a block device, or an NBD export: nbd+unix:///EXPORT?socket=PATH
     #[arg(required_unless_present = "view")]
     pub image: Option<PathBuf>,
 

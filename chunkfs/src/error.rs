@@ -6,6 +6,7 @@ use crate::index::IndexError;
 use crate::mount::points::PointError;
 use crate::mount::session::SessionError;
 use crate::source::SourceError;
+use crate::source::nbd::NbdError;
 use crate::source::shape::ChunksError;
 use crate::view::LayoutError;
 use std::io;
@@ -42,6 +43,8 @@ pub enum CommandError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
     #[error(transparent)]
     Chunks(#[from] ChunksError),
     #[error(transparent)]

@@ -50,7 +50,10 @@ fn spec_of(args: &Mount) -> Result<ViewSpec, CommandError> {
     };
     let disk = DiskSpec {
         name: name.clone(),
-        source: SourceSpec::Image(absolute(image)?),
+        source: match image.to_str().filter(|word| word.starts_with("nbd+unix://")) {
+            Some(uri) => SourceSpec::Nbd(uri.to_owned()),
+            None => SourceSpec::Image(absolute(image)?),
+        },
         chunk_size: args.chunk_size.bytes(),
         changes,
     };

@@ -45,7 +45,7 @@ impl ChunkSize {
     /// `None`: not a multiple of 4096 from 4 KiB to 64 MiB.
     pub fn new(bytes: u64) -> Option<ChunkSize> {
         let fits = (Self::MIN.bytes()..=Self::MAX.bytes()).contains(&bytes);
-        (fits && bytes % Self::MIN.bytes() == 0).then_some(ChunkSize(bytes as u32))
+        (fits && bytes.is_multiple_of(Self::MIN.bytes())).then_some(ChunkSize(bytes as u32))
     }
 
     pub fn bytes(self) -> u64 {

@@ -116,10 +116,10 @@ impl Tracked {
 
     /// Can the comparison change no stamp any more, for all candidates have this generation's already?
     fn is_settled(&self, leaf: LeafIndex, record: &Record, all: bool) -> Result<bool, NotShown> {
-        if let Record::Uniform(chunk) = record {
-            if chunk.stamp == self.stamp {
-                return Ok(true);
-            }
+        if let Record::Uniform(chunk) = record
+            && chunk.stamp == self.stamp
+        {
+            return Ok(true);
         }
         let candidates = self.candidates(leaf, record, all)?;
         Ok(candidates.iter().all(|slot| record.chunk(slot).stamp == self.stamp))

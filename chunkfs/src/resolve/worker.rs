@@ -288,15 +288,15 @@ impl Shared {
     fn flush(&self, batch: &mut Vec<Finding>) {
         let publications: Vec<Publication> =
             batch.iter().filter_map(|finding| finding.publication.clone()).collect();
-        if !publications.is_empty() {
-            if let Err(error) = self.index.publish(&publications) {
-                tracing::error!("{error}; no more changes can be shown in this view");
-                let why = NotShown::Index(Arc::new(error));
-                for finding in batch.drain(..) {
-                    self.give_up(finding.disk, LeafIndex(finding.leaves.start), why.clone());
-                }
-                return;
+        if !publications.is_empty()
+            && let Err(error) = self.index.publish(&publications)
+        {
+            tracing::error!("{error}; no more changes can be shown in this view");
+            let why = NotShown::Index(Arc::new(error));
+            for finding in batch.drain(..) {
+                self.give_up(finding.disk, LeafIndex(finding.leaves.start), why.clone());
             }
+            return;
         }
         let mut retries = Vec::new();
         for finding in batch.drain(..) {

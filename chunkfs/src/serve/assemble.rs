@@ -11,7 +11,8 @@ use crate::index::{Access, DiskAtOpen, DiskState, Evidence, Index, Tracking};
 use crate::mount::control::DiskStatus;
 use crate::resolve::{Buffer, Resolver, Tracked, content_of};
 use crate::source::Source;
-use crate::source::image::ImageSource;
+use crate::source::image::{Identity, ImageSource};
+use crate::source::nbd::{NbdAddress, NbdOptions, NbdSource};
 use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
 use std::io::Read;
 use std::sync::Arc;
@@ -70,15 +71,12 @@ fn open(disk: &DiskSpec) -> Result<OpenedDisk, CommandError> {
             disk.chunk_size
         ))
     })?;
-    let SourceSpec::Image(path) = &disk.source;
-    let image = ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
-    let identity = image.identity();
-    let source: Arc<dyn Source> = Arc::new(image);
+    let (source, identity) = open_source(&disk.source)?;
     let geometry = Geometry::new(source.len(), chunk_size);
     let evidence = match (&disk.changes, identity) {
         (ChangesSpec::Times, Some(identity)) => Evidence::File(identity),
         (ChangesSpec::Times, None) => {
-            Evidence::None { why: "a device has no times to tell changes by".to_owned() }
+            Evidence::None { why: "a device or an export has no times to tell changes by".to_owned() }
         }
         (ChangesSpec::Digests { why }, _) => Evidence::None { why: why.clone() },
         (ChangesSpec::Start { point, why }, _) => Evidence::Start { point: point.clone(), why: why.clone() },
@@ -89,6 +87,22 @@ fn open(disk: &DiskSpec) -> Result<OpenedDisk, CommandError> {
         }
     };
     Ok(OpenedDisk { source, at_open: DiskAtOpen { name: disk.name.clone(), geometry, evidence } })
+}
+
+fn open_source(spec: &SourceSpec) -> Result<(Arc<dyn Source>, Option<Identity>), CommandError> {
+    match spec {
+        SourceSpec::Image(path) => {
+            let image =
+                ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
+            let identity = image.identity();
+            Ok((Arc::new(image), identity))
+        }
+        SourceSpec::Nbd(uri) => {
+            let address =
+                uri.parse::<NbdAddress>().map_err(|error| CommandError::Usage(error.to_string()))?;
+            Ok((Arc::new(NbdSource::connect(&address, NbdOptions::usual(Vec::new()))?), None))
+        }
+    }
 }
 
 fn without_index(spec: &ViewSpec, opened: Vec<OpenedDisk>, owner: Owner) -> Result<Assembled, CommandError> {

@@ -39,8 +39,9 @@ pub struct Serving {
 pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError> {
     // All that can be wrong is found out before the index is touched.
     let point = points::check(&serving.point)?;
-    let images = spec.disks.iter().map(|disk| match &disk.source {
-        super::SourceSpec::Image(path) => path,
+    let images = spec.disks.iter().filter_map(|disk| match &disk.source {
+        super::SourceSpec::Image(path) => Some(path),
+        super::SourceSpec::Nbd(_) => None,
     });
     images.chain(&spec.index).try_for_each(|path| points::check_apart(&point, path))?;
     let Assembled { view, stamp, disks, indexed } =

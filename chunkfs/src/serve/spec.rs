@@ -45,6 +45,8 @@ fn default_chunk_size() -> u64 {
 pub enum SourceSpec {
     /// A regular file or a block device, raw.
     Image(PathBuf),
+    /// An export of an NBD server: `nbd+unix:///EXPORT?socket=PATH`.
+    Nbd(String),
 }
 
 /// How the changes since the last generation can be found out.

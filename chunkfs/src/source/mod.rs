@@ -1,15 +1,15 @@
 //! A source is bytes at offsets that do not change: an image file, a device, an export, a directory of chunks.
 //! Nothing here knows of chunk files' metadata or of FUSE.
 
-pub mod beneath;
-pub mod chunks;
-pub mod digests;
+pub mod memory;
 pub mod faulty;
 pub mod image;
-pub mod memory;
-pub mod shape;
-pub mod walk;
 pub mod nbd;
+pub mod beneath;
+pub mod walk;
+pub mod digests;
+pub mod shape;
+pub mod chunks;
 
 use crate::core::geometry::{ByteRange, ImageLen};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 ///
 /// A read gives all the bytes asked for, or an error: never fewer, never zeros in the place of what could not be
 /// read. Once a source is no longer what it was (it shrank, was written to, went away), every read fails.
+#[expect(clippy::len_without_is_empty, reason = "an empty image is an image like any other")]
 pub trait Source: Send + Sync {
     fn len(&self) -> ImageLen;
 
