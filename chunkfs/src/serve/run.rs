@@ -51,6 +51,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
     let served = serve(view, &point, serving, &facts);
     // Whether it was ever mounted or not: nobody can see it any more.
     let closed = indexed.as_ref().map_or(Ok(()), close);
+    // The file itself, too, before anybody is told.
+    drop(indexed);
     finish(served, closed)
 }
 
