@@ -261,13 +261,15 @@ impl<V: View> Filesystem for Adapter<V> {
         let size = size.min(LARGEST_READ) as usize;
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match guarded(|| self.view.read(Inode(inode.0), offset, &mut buffer[..size])) {
-                Ok(count) => {
-                    self.counters.bytes_read.fetch_add(count as u64, Ordering::Relaxed);
-                    reply.data(&buffer[..count]);
+            match guarded(|| self.view.read_into(Inode(inode.0), offset, size, buffer)) {
+                Ok(()) => {
+                    self.counters.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                    reply.data(buffer);
+                    // A panic here has been answered already.
+                    let _ = guarded(|| {
+                        self.view.read_ahead(Inode(inode.0), offset.saturating_add(buffer.len() as u64));
+                        Ok(())
+                    });
                 }
                 Err(ViewError::Wait(_)) => self.read_later(Inode(inode.0), offset, size, reply),
                 Err(error) => {

@@ -11,6 +11,7 @@ use crate::index::{Access, DiskAtOpen, DiskState, Evidence, Index, Tracking};
 use crate::mount::control::DiskStatus;
 use crate::resolve::{Buffer, Resolver, Tracked, content_of};
 use crate::source::Source;
+use crate::source::ahead::ReadAhead;
 use crate::source::image::{Identity, ImageSource};
 use crate::source::nbd::{NbdAddress, NbdOptions, NbdSource};
 use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
@@ -95,7 +96,7 @@ fn open_source(spec: &SourceSpec) -> Result<(Arc<dyn Source>, Option<Identity>),
             let image =
                 ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
             let identity = image.identity();
-            Ok((Arc::new(image), identity))
+            Ok((Arc::new(ReadAhead::new(image)), identity))
         }
         SourceSpec::Nbd(uri) => {
             let address =

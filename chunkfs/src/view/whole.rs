@@ -287,6 +287,35 @@ impl View for WholeView {
         }
     }
 
+    fn read_into(
+        &self,
+        file: Inode,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ViewError> {
+        match self.target(file)? {
+            Target::Node(slot, Tree::Chunks, node) if node.chunk().is_some() => {
+                let chunk = node.chunk().expect("the guard has seen one");
+                self.disk(slot)?.read_chunk_into(chunk, offset, size, buffer)
+            }
+            _ => {
+                buffer.resize(size, 0);
+                let count = self.read(file, offset, buffer)?;
+                buffer.truncate(count);
+                Ok(())
+            }
+        }
+    }
+
+    fn read_ahead(&self, file: Inode, end: u64) {
+        if let Ok(Target::Node(slot, Tree::Chunks, node)) = self.target(file)
+            && let (Ok(disk), Some(chunk)) = (self.disk(slot), node.chunk())
+        {
+            disk.read_ahead(chunk, end);
+        }
+    }
+
     fn seek(&self, file: Inode, offset: u64, to: Seek) -> Result<u64, ViewError> {
         match self.target(file)? {
             Target::MountRoot => Err(ViewError::IsDirectory),
