@@ -20,9 +20,11 @@ fn examples(page: &str) -> Vec<Example> {
             (false, "```console") => inside = true,
             (true, "```") => inside = false,
             (true, line) => match line.strip_prefix("$ ") {
-                Some(command) => {
-                    examples.push(Example { line: number + 1, command: command.to_owned(), expected: String::new() })
-                }
+                Some(command) => examples.push(Example {
+                    line: number + 1,
+                    command: command.to_owned(),
+                    expected: String::new(),
+                }),
                 None => {
                     let example = examples.last_mut().expect("a block begins with a command");
                     example.expected += line;
@@ -48,7 +50,8 @@ fn chunkfs() -> PathBuf {
 }
 
 fn check_page(name: &str) {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)).unwrap();
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)).unwrap();
     let examples = examples(&page);
     assert!(!examples.is_empty(), "{name} has examples");
     let mark = "--- status:";
@@ -65,7 +68,8 @@ fn check_page(name: &str) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut printed = text.as_str();
     for Example { line, command, expected } in examples {
-        let at = printed.find(mark).unwrap_or_else(|| panic!("{name}:{line}: `{command}` did not end: {printed}"));
+        let at =
+            printed.find(mark).unwrap_or_else(|| panic!("{name}:{line}: `{command}` did not end: {printed}"));
         assert_eq!(&printed[..at], expected, "{name}:{line}: {command}");
         printed = printed[at..].split_once('\n').map_or("", |(_, rest)| rest);
     }
