@@ -11,3 +11,6 @@ pub use compare::{Buffer, content_of};
 pub use queue::Retry;
 pub use tracked::{LeafView, NotShown, Tracked, holes_of};
 pub use worker::{Progress, Resolver};
+
+#[cfg(test)]
+mod tests;
