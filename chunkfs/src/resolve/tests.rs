@@ -1,11 +1,11 @@
 //! What readers see while workers compare: races, order, and ends.
 
-use super::{NotShown, Resolver, Retry, Tracked};
+use super::{NotShown, Resolver, Retry, Tracked, check_sample};
 use crate::core::changes::ChangeSet;
 use crate::core::geometry::{ByteRange, ChunkIndex, ChunkSize, Geometry, ImageLen, LeafIndex};
 use crate::core::layout::Tree;
 use crate::core::stamp::Stamp;
-use crate::index::{Access, DiskAtOpen, Evidence, Index};
+use crate::index::{Access, DiskAtOpen, Evidence, Index, Tracking};
 use crate::source::faulty::FaultySource;
 use crate::source::memory::MemorySource;
 use crate::source::{Extent, ExtentKind, Source, SourceError};
@@ -258,4 +258,38 @@ fn compared_leaves_with_candidates_of_before_leave_none_behind() {
     wait_until_done(&resolver);
     disks.close(&resolver);
     assert_eq!(disks.index.check().unwrap().disks[0].pending, 0);
+}
+
+/// On a disk that is not larger than the sample a tracker is caught for certain; on a larger one by chance:
+/// 16 chunks of 64, of which half have changed, miss them all once in 65,536 times.
+#[test]
+fn a_tracker_that_calls_changed_chunks_clean_is_caught_and_not_believed_again() {
+    for (chunks, changed) in [(1, 1), (16, 1), (64, 32)] {
+        let mut disks = Disks::new();
+        let tracked = disks.open(Arc::new(MemorySource::new(vec![1u8; chunks * CHUNK])), start());
+        let resolver = disks.resolve(&tracked, 1);
+        wait_until_done(&resolver);
+        disks.close(&resolver);
+        let mut bytes = vec![1u8; chunks * CHUNK];
+        bytes[(chunks - changed) * CHUNK..].fill(2);
+        for (since, believed) in [(0, false), (1, false), (2, true)] {
+            disks.now = disks.now.plus(100);
+            let source: Arc<dyn Source> = Arc::new(MemorySource::new(bytes.clone()));
+            let geometry = Geometry::new(source.len(), ChunkSize::MIN);
+            let evidence = changes(&geometry, since, &[]);
+            let disk = DiskAtOpen { name: "vda".to_owned(), geometry, evidence };
+            let mut opened = disks.index.open_generation(&[disk], disks.now).unwrap();
+            let state = &mut opened.disks[0];
+            check_sample(&disks.index, &*source, state).unwrap();
+            assert_eq!(state.tracking == Tracking::Changes { chunks: 0 }, believed, "{chunks} {since}");
+            let tracked = Tracked::new(Arc::clone(&disks.index), source, state, opened.stamp).unwrap();
+            let tracked = Arc::new(tracked);
+            let resolver = disks.resolve(&tracked, 1);
+            wait_until_done(&resolver);
+            let view = tracked.leaf(LeafIndex(0)).unwrap();
+            let new = (0..chunks).filter(|slot| view.record.chunk(*slot).stamp == tracked.stamp).count();
+            assert_eq!(new, if since == 0 { changed } else { 0 });
+            disks.close(&resolver);
+        }
+    }
 }
