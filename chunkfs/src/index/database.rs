@@ -125,6 +125,18 @@ impl Index {
         act(&self.reader.lock().expect("no panic while the index is read"))
     }
 
+    /// As `read`, with all that is read being of one moment, whatever a writer stores in between.
+    pub(super) fn read_at_once<T>(
+        &self,
+        doing: &'static str,
+        act: impl FnOnce(&Connection) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        self.read(|connection| {
+            let transaction = connection.unchecked_transaction().map_err(|error| self.error(doing, error))?;
+            act(&transaction)
+        })
+    }
+
     pub(super) fn error(&self, doing: &'static str, error: rusqlite::Error) -> IndexError {
         error_of(&self.path, doing, error)
     }

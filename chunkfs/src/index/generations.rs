@@ -140,7 +140,8 @@ impl Index {
     }
 
     pub(super) fn check_seal(&self) -> Result<(), IndexError> {
-        self.read(|connection| {
+        // Of one moment: another process may be writing.
+        self.read_at_once("reading the index", |connection| {
             let failed = |error| self.error("reading the index", error);
             let seal: Option<Vec<u8>> = connection
                 .query_row("SELECT sum FROM seal", [], |row| row.get(0))
