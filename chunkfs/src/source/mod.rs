@@ -4,6 +4,7 @@
 pub mod memory;
 pub mod faulty;
 pub mod image;
+pub mod guarded;
 pub mod nbd;
 pub mod beneath;
 pub mod walk;
@@ -39,6 +40,12 @@ pub trait Source: Send + Sync {
 
     /// What it is, for messages: a path, an address.
     fn describe(&self) -> String;
+}
+
+impl std::fmt::Debug for dyn Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
 }
 
 /// A part of an image.
