@@ -2,9 +2,11 @@
 //! and the way back in the opposite order.
 
 mod assemble;
+mod open;
+mod room;
 mod run;
 mod spec;
 
 pub use assemble::now;
 pub use run::{Serving, serve_joined, serve_view};
-pub use spec::{ChangesSpec, DiskSpec, FileSpec, SourceSpec, ViewSpec};
+pub use spec::{ChangesSpec, DiskSpec, FileSpec, RoomSpec, SourceSpec, ViewSpec};

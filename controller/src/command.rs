@@ -3,13 +3,18 @@
 
 mod chunkmount;
 mod cleanup;
+mod forget;
 
 use std::fmt;
 
+use crate::core::names::VmName;
+use crate::host::Host;
 use crate::session::{OpenError, RunError, Unwound};
+use crate::survey;
 
 pub use chunkmount::{Mounted, chunkmount, plan};
 pub use cleanup::cleanup;
+pub use forget::forget;
 
 /// How a command on one VM failed, and the exit status that says so (see `ExitStatus` values in the manual):
 /// 1 nothing left behind, 3 something is still owed, 4 busy.
@@ -42,6 +47,14 @@ impl From<OpenError> for Failure {
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Failure {
         Failure { exit_status: error.exit_status(), story: error.to_string() }
+    }
+}
+
+/// The name of a VM that was given by name or UUID; also of one that is gone, when it is a name.
+pub fn name_of(host: &dyn Host, vm: &str) -> Result<VmName, Failure> {
+    match survey::domain(host, vm) {
+        Ok(domain) => Ok(domain.id.name),
+        Err(_) => VmName::new(vm).map_err(|error| anyhow::Error::from(error).into()),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod lock;
 pub mod names;
 pub mod options;
 pub mod plan;
+pub mod point;
 pub mod step;
 pub mod units;
 pub mod viewspec;

@@ -1,5 +1,5 @@
 //! What we may do to a machine and ask of it, and nothing more: the seam between deciding and doing.
-//! No implementation: `sim` is a machine in memory, `local` this one's files and processes.
+//! No implementation: `sim` is a machine in memory, `machine` this one.
 //!
 //! Three promises that every implementor keeps, because cleanup after a crash rests on them:
 //!
@@ -9,7 +9,11 @@
 //! - **Undoing what is not there is `AlreadyGone`,** not an error, also when the domain or the directory it was in is
 //!   gone. So every undo may be repeated.
 
+pub mod exec;
+pub mod libvirt;
 pub mod local;
+pub mod machine;
+mod processes;
 pub mod sim;
 
 use std::collections::BTreeMap;

@@ -1,12 +1,35 @@
-//! The program `virt-backup`.
+//! The program `virt-backup`: reads its command line, does what it says, and tells how it went.
+
+mod cli;
+mod report;
+mod run;
+mod words;
+
+use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
-/// Back up running libvirt guests with the backup tools you already trust
-#[derive(Debug, Parser)]
-#[command(name = "virt-backup", version, arg_required_else_help = true)]
-struct Cli {}
+fn main() -> ExitCode {
+    let words = match words::words(std::env::args_os().collect()) {
+        Ok(words) => words,
+        Err(why) => {
+            eprintln!("virt-backup: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    let cli = cli::Cli::parse_from(words);
+    log_to_stderr(&cli.common);
+    ExitCode::from(run::run(cli))
+}
 
-fn main() {
-    Cli::parse();
+fn log_to_stderr(common: &cli::Common) {
+    let level = match (common.debug, common.quiet) {
+        (true, _) => LevelFilter::DEBUG,
+        (_, true) => LevelFilter::ERROR,
+        _ => LevelFilter::WARN,
+    };
+    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

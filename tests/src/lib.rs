@@ -1,1 +1,3 @@
-//! Fixtures for the end-to-end tests: images, mounts, tools.
+//! Fixtures of the end-to-end tests.
+
+pub mod libvirt;

@@ -56,6 +56,7 @@ fn spec_of(args: &Mount) -> Result<ViewSpec, CommandError> {
         },
         chunk_size: args.chunk_size.bytes(),
         changes,
+        unchanged: Vec::new(),
     };
     Ok(ViewSpec {
         name,
@@ -63,6 +64,9 @@ fn spec_of(args: &Mount) -> Result<ViewSpec, CommandError> {
         bare: args.name.is_none(),
         disks: vec![disk],
         files: Vec::new(),
+        make_point: false,
+        room: None,
+        about: serde_json::Value::Null,
     })
 }
 

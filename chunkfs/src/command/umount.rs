@@ -77,6 +77,9 @@ fn text_of(status: &serde_json::Value) -> String {
         "  {} reads, {} bytes, {} errors\n",
         status["reads"], status["bytes_read"], status["read_errors"]
     );
+    for trouble in status["troubles"].as_array().into_iter().flatten() {
+        text += &format!("  TROUBLE: {}\n", show(trouble));
+    }
     let scan = &status["scan"];
     if !scan.is_null() {
         text += &format!(

@@ -74,6 +74,15 @@ pub(super) struct DiskRow {
     pub base: Option<Base>,
 }
 
+impl DiskRow {
+    pub(super) fn point(&self) -> Option<&str> {
+        match self.base.as_ref()? {
+            Base::Point { name } => Some(name),
+            Base::File { .. } => None,
+        }
+    }
+}
+
 impl Index {
     pub(super) fn open_disk(
         &self,
@@ -256,6 +265,24 @@ impl Index {
             connection
                 .execute("UPDATE disk SET compared_to = 0, base = NULL WHERE slot = ?1", [slot.number()])
                 .map_err(|error| self.error("storing a disk", error))?;
+            self.seal(connection)
+        })
+    }
+
+    /// The disks of other names describe no point in time any more: their next comparison is one of everything.
+    /// Whatever counted changes for them may be given up.
+    pub fn forget_points_except(&self, names: &[&str]) -> Result<(), IndexError> {
+        let others = self.points()?.into_iter().filter(|disk| disk.point.is_some());
+        let others: Vec<_> = others.filter(|disk| !names.contains(&disk.name.as_str())).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.write("storing a disk", |connection| {
+            for disk in &others {
+                connection
+                    .execute("UPDATE disk SET base = NULL WHERE name = ?1", [&disk.name])
+                    .map_err(|error| self.error("storing a disk", error))?;
+            }
             self.seal(connection)
         })
     }

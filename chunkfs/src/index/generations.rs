@@ -81,6 +81,14 @@ impl Index {
         })
     }
 
+    /// Ends a generation whose daemon was killed. `None`: the last one has been closed, or there is none.
+    pub fn close_abandoned(&self, now: Stamp) -> Result<Option<Generation>, IndexError> {
+        let last = self.read(|connection| self.last_generation(connection))?;
+        let Some(open) = last.filter(|last| last.closed.is_none()) else { return Ok(None) };
+        self.close_generation(open.number, now)?;
+        Ok(Some(open.number))
+    }
+
     /// The stamp of a plain file beside the disks: that of the generation that last saw its content change.
     pub fn stamp_of_file(&self, name: &str, content: &[u8], stamp: Stamp) -> Result<Stamp, IndexError> {
         let digest = Digest::of(content);

@@ -14,7 +14,7 @@ mod runs;
 pub use database::{Access, Index};
 pub use disks::{DiskAtOpen, DiskState, Evidence, Tracking};
 pub use generations::{GenerationInfo, Opened};
-pub use report::{Changed, DiskInfo, Summary};
+pub use report::{Changed, DiskInfo, DiskPoint, Summary};
 pub use runs::{Publication, Run};
 
 use std::path::PathBuf;

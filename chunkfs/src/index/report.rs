@@ -23,6 +23,16 @@ pub struct DiskInfo {
     pub pending: u64,
 }
 
+/// What is needed to know whether a change tracker's word will be believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPoint {
+    pub name: String,
+    pub length: u64,
+    pub chunk_size: u64,
+    /// The point in time that the digests describe, by the name that a change tracker gave it.
+    pub point: Option<String>,
+}
+
 /// An index in numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -41,6 +51,17 @@ pub struct Changed {
 }
 
 impl Index {
+    /// Quick: no chunk is looked at.
+    pub fn points(&self) -> Result<Vec<DiskPoint>, IndexError> {
+        let point = |row: DiskRow| DiskPoint {
+            point: row.point().map(str::to_owned),
+            length: row.geometry.image_len().bytes(),
+            chunk_size: row.geometry.chunk_size().bytes(),
+            name: row.name,
+        };
+        Ok(self.disk_rows()?.into_iter().map(point).collect())
+    }
+
     pub fn summary(&self) -> Result<Summary, IndexError> {
         let disks = self.disk_rows()?.iter().map(|row| self.disk_info(row)).collect::<Result<_, _>>()?;
         Ok(Summary { generations: self.generations()?, disks })

@@ -45,6 +45,8 @@ pub struct Status {
     pub reads: u64,
     pub bytes_read: u64,
     pub read_errors: u64,
+    /// Why nothing more can be read; empty while all is well.
+    pub troubles: Vec<String>,
     /// Of the comparison; `null` without an index.
     pub scan: Option<Progress>,
 }

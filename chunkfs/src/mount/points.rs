@@ -120,6 +120,16 @@ pub fn check(path: &Path) -> Result<PathBuf, PointError> {
     }
 }
 
+/// Can a mount point be made at this path? It can where nothing is, or an empty directory.
+pub fn check_place(path: &Path) -> Result<PathBuf, PointError> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            absolute(path).map_err(|error| PointError::Io { path: path.to_owned(), error })
+        }
+        _ => check(path),
+    }
+}
+
 /// Neither may hold the other: a mount would hide the image, or the view would contain itself.
 pub fn check_apart(point: &Path, image: &Path) -> Result<(), PointError> {
     let nested = |image: &Path| PointError::Nested { path: point.to_owned(), image: image.to_owned() };

@@ -1,18 +1,15 @@
 //! Puts a view together: opens the sources, begins the generation, checks a sample of what a tracker calls clean.
 
-use super::spec::{ChangesSpec, DiskSpec, FileSpec, SourceSpec, ViewSpec};
-use crate::core::changes::ChangeSet;
-use crate::core::geometry::{ChunkSize, Geometry};
+use super::open::OpenedDisk;
+use super::spec::{FileSpec, ViewSpec};
+use crate::core::geometry::Geometry;
 use crate::core::layout::DiskSlot;
 use crate::core::stamp::{Generation, HEAD_START_SECS, Stamp};
 use crate::error::CommandError;
-use crate::index::{Access, DiskAtOpen, Evidence, Index, Tracking};
+use crate::index::{Access, DiskAtOpen, Index, Tracking};
 use crate::mount::control::DiskStatus;
 use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
-use crate::source::ahead::ReadAhead;
-use crate::source::image::{Identity, ImageSource};
-use crate::source::nbd::{NbdAddress, NbdOptions, NbdSource};
 use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +20,7 @@ pub(super) struct Assembled {
     pub view: Arc<WholeView>,
     pub stamp: Stamp,
     pub disks: Vec<DiskStatus>,
+    pub sources: Vec<Arc<dyn Source>>,
     pub indexed: Option<Indexed>,
 }
 
@@ -47,57 +45,11 @@ pub(super) fn assemble(
     wait: Duration,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
-    let opened = spec.disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let opened = spec.disks.iter().map(OpenedDisk::open).collect::<Result<Vec<_>, _>>()?;
     let index = spec.index.as_ref().map(|path| Index::open(path, Access::Write { wait })).transpose()?;
     match index {
         None => without_index(spec, opened, owner),
         Some(index) => with_index(spec, opened, owner, Arc::new(index), threads),
-    }
-}
-
-struct OpenedDisk {
-    source: Arc<dyn Source>,
-    at_open: DiskAtOpen,
-}
-
-fn open(disk: &DiskSpec) -> Result<OpenedDisk, CommandError> {
-    let chunk_size = ChunkSize::new(disk.chunk_size).ok_or_else(|| {
-        CommandError::Usage(format!(
-            "{} is not a chunk size: give a multiple of 4096 from 4K to 64M",
-            disk.chunk_size
-        ))
-    })?;
-    let (source, identity) = open_source(&disk.source)?;
-    let geometry = Geometry::new(source.len(), chunk_size);
-    let evidence = match (&disk.changes, identity) {
-        (ChangesSpec::Times, Some(identity)) => Evidence::File(identity),
-        (ChangesSpec::Times, None) => {
-            Evidence::None { why: "a device or an export has no times to tell changes by".to_owned() }
-        }
-        (ChangesSpec::Digests { why }, _) => Evidence::None { why: why.clone() },
-        (ChangesSpec::Start { point, why }, _) => Evidence::Start { point: point.clone(), why: why.clone() },
-        (ChangesSpec::Ranges { since, point, ranges }, _) => {
-            let mut changes = ChangeSet::default();
-            ChangesSpec::ranges(ranges).for_each(|range| changes.insert(&geometry, range));
-            Evidence::Changes { since: since.clone(), point: point.clone(), changes }
-        }
-    };
-    Ok(OpenedDisk { source, at_open: DiskAtOpen { name: disk.name.clone(), geometry, evidence } })
-}
-
-fn open_source(spec: &SourceSpec) -> Result<(Arc<dyn Source>, Option<Identity>), CommandError> {
-    match spec {
-        SourceSpec::Image(path) => {
-            let image =
-                ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
-            let identity = image.identity();
-            Ok((Arc::new(ReadAhead::new(image)), identity))
-        }
-        SourceSpec::Nbd(uri) => {
-            let address =
-                uri.parse::<NbdAddress>().map_err(|error| CommandError::Usage(error.to_string()))?;
-            Ok((Arc::new(NbdSource::connect(&address, NbdOptions::usual(Vec::new()))?), None))
-        }
     }
 }
 
@@ -106,7 +58,8 @@ fn without_index(spec: &ViewSpec, opened: Vec<OpenedDisk>, owner: Owner) -> Resu
     tracing::warn!("without --index nothing is known of changes: every chunk shows the time of this mount");
     let mut disks = Vec::new();
     let mut states = Vec::new();
-    for (number, OpenedDisk { source, at_open: DiskAtOpen { name, geometry, .. } }) in
+    let sources = opened.iter().map(|disk| Arc::clone(&disk.source)).collect();
+    for (number, OpenedDisk { source, at_open: DiskAtOpen { name, geometry, .. }, .. }) in
         opened.into_iter().enumerate()
     {
         let slot = DiskSlot::new(number as u64 + 1)
@@ -116,7 +69,7 @@ fn without_index(spec: &ViewSpec, opened: Vec<OpenedDisk>, owner: Owner) -> Resu
     }
     let files = spec.files.iter().map(|file| plain_file(file, stamp, None)).collect::<Result<_, _>>()?;
     let view = WholeView::new(disks, files, layout_of(spec), owner, None)?;
-    Ok(Assembled { view: Arc::new(view), stamp, disks: states, indexed: None })
+    Ok(Assembled { view: Arc::new(view), stamp, disks: states, sources, indexed: None })
 }
 
 fn with_index(
@@ -126,11 +79,13 @@ fn with_index(
     index: Arc<Index>,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
-    let (sources, at_open): (Vec<_>, Vec<_>) =
-        opened.into_iter().map(|disk| (disk.source, disk.at_open)).unzip();
+    let sources: Vec<_> = opened.iter().map(|disk| Arc::clone(&disk.source)).collect();
+    let at_open: Vec<_> = opened.iter().map(|disk| disk.at_open.clone()).collect();
     let generation = index.open_generation(&at_open, now())?;
     let (mut disks, mut states, mut all_tracked) = (Vec::new(), Vec::new(), Vec::new());
-    for (source, mut state) in sources.into_iter().zip(generation.disks) {
+    for (disk, mut state) in opened.into_iter().zip(generation.disks) {
+        disk.confine_read_ahead(&state);
+        let source = disk.source;
         check_sample(&index, &*source, &mut state)?;
         if let Tracking::Digests { why } = &state.tracking {
             tracing::info!("disk {}: all chunks are compared, for {why}", state.name);
@@ -148,7 +103,13 @@ fn with_index(
     let resolver = Arc::new(resolver);
     let view = WholeView::new(disks, files, layout_of(spec), owner, Some(Arc::clone(&resolver)))?;
     let indexed = Indexed { index, generation: generation.generation, resolver };
-    Ok(Assembled { view: Arc::new(view), stamp: generation.stamp, disks: states, indexed: Some(indexed) })
+    Ok(Assembled {
+        view: Arc::new(view),
+        stamp: generation.stamp,
+        disks: states,
+        sources,
+        indexed: Some(indexed),
+    })
 }
 
 fn plain_file(file: &FileSpec, stamp: Stamp, index: Option<&Index>) -> Result<PlainFile, CommandError> {

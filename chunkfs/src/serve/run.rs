@@ -1,6 +1,7 @@
 //! Serving a view: ready, asked, told to end, closed.
 
 use super::assemble::{Assembled, Indexed, assemble, now};
+use super::room;
 use super::spec::ViewSpec;
 use crate::core::stamp::Stamp;
 use crate::error::CommandError;
@@ -8,6 +9,7 @@ use crate::mount::control::{self, Answer, DiskStatus, Request};
 use crate::mount::daemon::{self, Report};
 use crate::mount::points;
 use crate::mount::session::{self, MountOptions, Mounted, SessionError, Unmounting};
+use crate::source::Source;
 use crate::view::{Owner, View};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -38,17 +40,25 @@ pub struct Serving {
 /// Serves a chunk view until it is unmounted.
 pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError> {
     // All that can be wrong is found out before the index is touched.
-    let point = points::check(&serving.point)?;
+    let point = match spec.make_point {
+        true => points::check_place(&serving.point)?,
+        false => points::check(&serving.point)?,
+    };
     let images = spec.disks.iter().filter_map(|disk| match &disk.source {
         super::SourceSpec::Image(path) => Some(path),
         super::SourceSpec::Nbd(_) => None,
     });
     images.chain(&spec.index).try_for_each(|path| points::check_apart(&point, path))?;
-    let Assembled { view, stamp, disks, indexed } =
+    let Assembled { view, stamp, disks, sources, indexed } =
         assemble(spec, serving.owner, INDEX_WAIT, serving.threads)?;
     wait_for_clock(stamp);
-    let facts = Facts { stamp, disks, indexed: indexed.as_ref() };
-    let served = serve(view, &point, serving, &facts);
+    let room = spec.room.clone().map(room::watch).transpose();
+    let room = room.map_err(CommandError::io("watching the free space"))?;
+    let facts = Facts { stamp, disks, sources, room, indexed: indexed.as_ref() };
+    let served = match spec.make_point {
+        true => with_point(&point, || serve(view, &point, serving, &facts)),
+        false => serve(view, &point, serving, &facts),
+    };
     // Whether it was ever mounted or not: nobody can see it any more.
     let closed = indexed.as_ref().map_or(Ok(()), close);
     // The file itself, too, before anybody is told.
@@ -56,10 +66,24 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
     finish(served, closed)
 }
 
+/// Makes the mount point, and takes it away as soon as nothing is mounted there: no view, no directory.
+fn with_point<T>(point: &Path, serve: impl FnOnce() -> Result<T, CommandError>) -> Result<T, CommandError> {
+    match std::fs::create_dir(point) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(CommandError::io(format!("making the mount point {}", point.display()))(error));
+        }
+        _ => {}
+    }
+    let served = serve();
+    // Somebody else may have removed it, or have mounted something there.
+    let _ = std::fs::remove_dir(point);
+    served
+}
+
 /// Serves a view that has no index.
 pub fn serve_joined<V: View>(view: Arc<V>, stamp: Stamp, serving: &Serving) -> Result<(), CommandError> {
     let point = points::check(&serving.point)?;
-    finish(serve(view, &point, serving, &Facts { stamp, disks: Vec::new(), indexed: None }), Ok(()))
+    finish(serve(view, &point, serving, &Facts::without_disks(stamp)), Ok(()))
 }
 
 /// Whoever asked for the unmount is answered when all is closed.
@@ -97,7 +121,21 @@ fn wait_for_clock(stamp: Stamp) {
 struct Facts<'a> {
     stamp: Stamp,
     disks: Vec<DiskStatus>,
+    sources: Vec<Arc<dyn Source>>,
+    room: Option<room::Alarm>,
     indexed: Option<&'a Indexed>,
+}
+
+impl Facts<'_> {
+    fn without_disks(stamp: Stamp) -> Self {
+        Facts { stamp, disks: Vec::new(), sources: Vec::new(), room: None, indexed: None }
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let alarm = self.room.as_ref().and_then(|alarm| alarm.get()).cloned();
+        let broken = self.sources.iter().filter_map(|source| source.check().err());
+        alarm.into_iter().chain(broken.map(|error| error.to_string())).collect()
+    }
 }
 
 /// What a daemon waits for.
@@ -210,6 +248,7 @@ fn status(mounted: &Mounted, facts: &Facts<'_>) -> control::Status {
         reads: counters.reads.load(Ordering::Relaxed),
         bytes_read: counters.bytes_read.load(Ordering::Relaxed),
         read_errors: counters.read_errors.load(Ordering::Relaxed),
+        troubles: facts.troubles(),
         scan: facts.indexed.map(|indexed| indexed.resolver.progress()),
     }
 }

@@ -1,6 +1,7 @@
 //! What a mount is to show, as text: from the command line, or from a file that another program wrote.
 
 use crate::core::geometry::{ByteRange, ChunkSize};
+use crate::source::guarded::FileState;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -19,6 +20,26 @@ pub struct ViewSpec {
     pub disks: Vec<DiskSpec>,
     #[serde(default)]
     pub files: Vec<FileSpec>,
+    /// `true`: the mount point is not there yet; it is made last, and removed when the view has ended. So there is
+    /// never an empty directory that a backup tool could take for the view.
+    #[serde(default)]
+    pub make_point: bool,
+    #[serde(default)]
+    pub room: Option<RoomSpec>,
+    /// What whoever wrote this wants to find again. Not looked at.
+    #[serde(default)]
+    pub about: serde_json::Value,
+}
+
+/// What to do before a file system that the view's sources need is full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoomSpec {
+    pub dir: PathBuf,
+    /// In bytes.
+    pub least_free: u64,
+    /// When less is free, this program is run, once, with these arguments.
+    pub then: Vec<String>,
 }
 
 /// A disk of a mount.
@@ -33,6 +54,9 @@ pub struct DiskSpec {
     pub chunk_size: u64,
     #[serde(default)]
     pub changes: ChangesSpec,
+    /// Files that have to stay as they were: once one is not, nothing more is read from the source.
+    #[serde(default)]
+    pub unchanged: Vec<FileState>,
 }
 
 fn default_chunk_size() -> u64 {
@@ -60,6 +84,9 @@ pub enum ChangesSpec {
     Digests { why: String },
     /// Only these ranges have changed since the point in time `since`; this one is called `point`.
     Ranges { since: String, point: String, ranges: Vec<(u64, u64)> },
+    /// Only what this metadata context of the NBD export calls dirty has changed since the point in time `since`;
+    /// this one is called `point`.
+    Bitmap { context: String, since: String, point: String },
     /// Nothing is known of before; what is counted from now on counts from `point`.
     Start { point: String, why: String },
 }

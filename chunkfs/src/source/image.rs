@@ -140,7 +140,7 @@ impl Source for ImageSource {
     }
 }
 
-fn identity_of(stat: &rustix::fs::Stat) -> Identity {
+pub(super) fn identity_of(stat: &rustix::fs::Stat) -> Identity {
     let ns = |secs: i64, nanos: u64| i128::from(secs) * 1_000_000_000 + i128::from(nanos);
     Identity {
         device: stat.st_dev,

@@ -5,6 +5,7 @@ pub mod memory;
 pub mod faulty;
 pub mod image;
 pub mod ahead;
+pub mod guarded;
 pub mod nbd;
 pub mod beneath;
 pub mod walk;
@@ -51,6 +52,12 @@ pub trait Source: Send + Sync {
 
     /// What it is, for messages: a path, an address.
     fn describe(&self) -> String;
+}
+
+impl std::fmt::Debug for dyn Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
 }
 
 /// A part of an image.

@@ -1,11 +1,13 @@
 //! chunkmount: a point in time of all disks of a VM, shown as chunks under `B/<vm>`.
 //! Returns when the view can be read; `cleanup` takes it back.
 
+use anyhow::anyhow;
+
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Chunkmount, JobLimit};
 use crate::core::plan::{self, Case, Plan};
-use crate::host::Host;
+use crate::host::{Entry, Host};
 use crate::session::{Session, Unwound};
 use crate::survey;
 
@@ -31,6 +33,7 @@ pub fn chunkmount(
 ) -> Result<Mounted, Failure> {
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
+    check_backup_dir(host, &names)?;
     let mut session = Session::open(host, &names, limit)?;
     // A hook that was never followed by its counterpart: its leftovers go first.
     let cleared = session.unwind();
@@ -43,6 +46,19 @@ pub fn chunkmount(
     match outcome {
         Ok((notes, plan)) => Ok(Mounted { plan, cleared, notes }),
         Err(failure) => Err(give_back(session, failure)),
+    }
+}
+
+/// Made by whoever set this up, never by us: a missing file system must not be taken for an empty directory.
+fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
+    let dir = names.backup_dir();
+    match host.entry(dir)? {
+        Entry::Directory => Ok(()),
+        Entry::Absent => {
+            Err(anyhow!("{} does not exist: make it, or name another with --backupdir", dir.display()).into())
+        }
+        // A link to a directory is as good; what is not one is found out when the mount point is made.
+        Entry::Other => Ok(()),
     }
 }
 

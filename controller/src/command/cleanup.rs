@@ -3,11 +3,22 @@
 
 use crate::core::names::{Names, Places, VmName};
 use crate::core::options::JobLimit;
-use crate::host::Host;
+use crate::host::{Entry, Host};
 use crate::session::{Session, Unwound};
 use crate::survey;
 
 use super::Failure;
+
+/// Was there ever a job on a VM of this name?
+fn something_of_ours(host: &dyn Host, names: &Names) -> Result<bool, Failure> {
+    let paths = [names.home(), names.lock()].map(|path| host.entry(&path));
+    for entry in paths {
+        if entry? != Entry::Absent {
+            return Ok(true);
+        }
+    }
+    Ok(host.mounted_at(&names.mount_point())?.is_some())
+}
 
 /// Undoes what the journal owes, then what is there under names of ours, then gives back the lock.
 pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Failure> {
@@ -21,6 +32,11 @@ pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fa
         None => VmName::new(vm).map_err(anyhow::Error::from)?,
     };
     let names = Names::new(places, &name);
+    if let Some(error) = &why_not
+        && !something_of_ours(host, &names)?
+    {
+        return Err(Failure { exit_status: 1, story: format!("{error:#}") });
+    }
     let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
     let mut unwound = session.unwind();
     unwound = unwound.and(session.sweep(domain.as_ref()));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::domain::{Format, Source};
 use super::names::{CheckpointName, Target};
 use super::options::ChunkSize;
+use super::point::{ImagesMark, Point};
 use super::units::{Bytes, Generation};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +102,26 @@ pub enum Chain {
 pub struct ChainLayer {
     pub format: Format,
     pub path: PathBuf,
+    pub storage: Storage,
     pub fingerprint: Fingerprint,
+    pub clock: Clock,
+}
+
+/// What kind of thing a layer is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Storage {
+    File,
+    /// Has no times: nothing tells whether it was written to.
+    Device,
+}
+
+/// Were a file's times already old when they were read, so that a later write cannot have left them as they are?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    Settled,
+    Unsettled,
 }
 
 /// Which file it is, and whether it was touched since. Times in nanoseconds.
@@ -139,8 +159,14 @@ pub struct IndexedDisk {
     /// The checkpoint whose bitmap counts from that generation or an earlier one.
     pub checkpoint: Option<CheckpointName>,
     /// The images of a guest that was off, as they were then.
-    pub images: Vec<Fingerprint>,
+    pub images: Option<ImagesMark>,
     pub trust: Trust,
+}
+
+impl IndexedDisk {
+    pub fn point(&self) -> Option<Point> {
+        Point::new(self.checkpoint.clone(), self.images.clone())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

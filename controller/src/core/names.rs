@@ -175,6 +175,11 @@ impl CheckpointName {
         (ours.0 == name).then_some((ours, generation))
     }
 
+    /// A name of our form, of a domain that is not known here: to be recognised before it means anything.
+    pub fn of_any_domain(name: &str) -> Option<CheckpointName> {
+        name.starts_with(Self::PREFIX).then(|| CheckpointName(name.to_owned()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -218,7 +223,8 @@ impl Default for Places {
 /// B/<vm>.lock  B/<vm>/                      the lock, the view
 /// <state>/<vm>/journal  guard               what is owed; who works on it (kept open, never removed)
 /// <state>/<vm>/index/                       stamps and digests of each disk: the daemon's
-/// <state>/<vm>/view.json  <vm>.xml          while a job runs: what the daemon is to show
+/// <state>/<vm>/view.json  <vm>.xml  <vm>.json   while a job runs: what the daemon is to show
+/// <state>/<vm>/log                          the daemon's messages
 /// <state>/<vm>/scratch/<target>.qcow2       while a job runs: what QEMU saves before the guest overwrites it
 /// <state>/.run/<16 digits>/nbd.sock         sockets: a socket's path may have 107 bytes, a VM's name more
 /// ```
@@ -287,8 +293,18 @@ impl Names {
         self.home().join(self.shown_xml())
     }
 
+    /// What `<vm>.json` in the view shows.
+    pub fn saved_about(&self) -> PathBuf {
+        self.home().join(self.shown_about())
+    }
+
     pub fn scratch_dir(&self) -> PathBuf {
         self.home().join("scratch")
+    }
+
+    /// The daemon's messages, of the last job.
+    pub fn log_beside(spec: &Path) -> PathBuf {
+        spec.with_file_name("log")
     }
 
     pub fn scratch_file(&self, target: &Target) -> PathBuf {
@@ -319,10 +335,26 @@ impl Names {
         format!("{}_{target}", self.vm)
     }
 
+    /// The name in the view of what is told of it.
+    pub fn shown_about(&self) -> String {
+        format!("{}.json", self.vm)
+    }
+
     /// The name of the domain's XML in the view.
     pub fn shown_xml(&self) -> String {
         format!("{}.xml", self.vm)
     }
+}
+
+/// The index of a VM, in its directory. One for all disks.
+pub fn index_file(index_dir: &Path) -> PathBuf {
+    index_dir.join("chunks")
+}
+
+/// The target of the disk that an index knows by the name that the view shows. The directory is that of a VM's indexes.
+pub fn target_of_shown(index_dir: &Path, shown: &str) -> Option<Target> {
+    let vm = index_dir.parent()?.file_name()?.to_str()?;
+    Target::new(shown.strip_prefix(vm)?.strip_prefix('_')?).ok()
 }
 
 /// The VM whose lock a file in the lock directory is, by its name; its content must agree.

@@ -18,6 +18,8 @@ pub struct Chunkmount {
     pub tracking: Tracking,
     pub exclude: BTreeSet<Target>,
     pub chunk_size: ChunkSize,
+    /// How a program calls us back, up to the subcommand.
+    pub own_command: Vec<String>,
 }
 
 /// `--max-backups`: how many jobs may be alive at once on this host.
@@ -74,8 +76,15 @@ pub struct OptionError {
 
 impl ChunkSize {
     pub const DEFAULT: ChunkSize = ChunkSize(256 << 10);
-    const MIN: u64 = 512;
-    const MAX: u64 = 1 << 30;
+    /// What `chunkfs` takes.
+    const MIN: u64 = 4 << 10;
+    const MAX: u64 = 64 << 20;
+
+    /// None: not a size that `chunkfs` takes.
+    pub fn new(bytes: u64) -> Option<ChunkSize> {
+        let fits = (Self::MIN..=Self::MAX).contains(&bytes) && bytes.is_multiple_of(Self::MIN);
+        fits.then_some(ChunkSize(bytes))
+    }
 
     pub fn bytes(self) -> u64 {
         self.0
@@ -87,7 +96,7 @@ impl FromStr for ChunkSize {
 
     /// `262144`, `256K`, `256KiB`, `1M`: powers of 1024.
     fn from_str(text: &str) -> Result<ChunkSize, OptionError> {
-        let wanted = "a chunk size between 512 bytes and 1G, such as 262144 or 256K";
+        let wanted = "a chunk size: a multiple of 4096 from 4K to 64M, such as 262144 or 256K";
         let error = || OptionError { text: text.to_owned(), wanted };
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let shift = match &text[digits.len()..] {
@@ -100,7 +109,7 @@ impl FromStr for ChunkSize {
         let plain = digits.bytes().all(|b| b.is_ascii_digit());
         let count: u64 = digits.parse().ok().filter(|_| plain).ok_or_else(error)?;
         let bytes = count.checked_mul(1 << shift).ok_or_else(error)?;
-        if (Self::MIN..=Self::MAX).contains(&bytes) { Ok(ChunkSize(bytes)) } else { Err(error()) }
+        ChunkSize::new(bytes).ok_or_else(error)
     }
 }
 
@@ -130,7 +139,7 @@ mod tests {
     #[test]
     fn chunk_sizes_are_numbers_with_binary_suffixes() {
         for (text, bytes) in
-            [("262144", 262_144), ("256K", 262_144), ("256KiB", 262_144), ("1m", 1 << 20), ("1G", 1 << 30)]
+            [("262144", 262_144), ("256K", 262_144), ("256KiB", 262_144), ("1m", 1 << 20), ("64M", 64 << 20)]
         {
             assert_eq!(text.parse(), Ok(ChunkSize(bytes)));
         }
@@ -142,6 +151,7 @@ mod tests {
             "+1K",
             "1 K",
             "511",
+            "5000",
             "2G",
             "256KB",
             "1e6",

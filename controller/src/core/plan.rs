@@ -12,12 +12,13 @@ use std::fmt;
 use serde::Serialize;
 
 use super::domain::{Disk, Domain, DomainId, LeftOut, Source};
-use super::facts::{DiskFacts, Facts, GuestState, MountPoint};
+use super::facts::{DiskFacts, Facts, GuestState, IndexedDisk, MountPoint};
 use super::names::{JobId, Names, Target};
 use super::options::{Chunkmount, MethodChoice, Tracking};
+use super::point::Point;
 use super::step::{Step, ViewService};
 use super::units::Generation;
-use super::viewspec::{self, Method, ShownDisk, ShownFile, ViewSpec};
+use super::viewspec::{self, Method, Room, ShownDisk, ShownFile, ViewSpec};
 
 /// All there is to know before deciding.
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +188,13 @@ fn opening(case: &Case<'_>) -> Vec<Step> {
     ]
 }
 
-fn spec(case: &Case<'_>, method: Method, disks: Vec<ShownDisk>, left_out: &[LeftOut]) -> Step {
+fn spec(
+    case: &Case<'_>,
+    method: Method,
+    disks: Vec<ShownDisk>,
+    left_out: &[LeftOut],
+    room: Option<Room>,
+) -> Vec<Step> {
     let names = case.names;
     let mut files = vec![ShownFile { name: names.shown_xml(), from: names.saved_xml() }];
     files.extend(
@@ -206,11 +213,21 @@ fn spec(case: &Case<'_>, method: Method, disks: Vec<ShownDisk>, left_out: &[Left
         method,
         chunk_size: case.options.chunk_size,
         index_dir: names.index_dir(),
+        about: names.saved_about(),
         files,
         disks,
         left_out: left_out.to_vec(),
+        room,
     };
-    Step::WriteSpec { path: names.view_spec(), spec: Box::new(spec) }
+    vec![
+        Step::WriteFile { path: spec.about.clone(), content: spec.about_json() },
+        Step::WriteSpec { path: names.view_spec(), spec: Box::new(spec) },
+    ]
+}
+
+/// What the index says that a disk's digests describe.
+fn base(case: &Case<'_>, target: &Target) -> Option<Point> {
+    case.facts.index.get(target).and_then(IndexedDisk::point)
 }
 
 fn start_view(case: &Case<'_>) -> Step {

@@ -1,14 +1,20 @@
 //! The view specification: what the `chunkfs` daemon is to show for one VM, as a file it is given.
-//! Also the content of `<vm>.json` in the view, less what a consumer has no use for.
+//! Two readers: `chunkfs` takes what it needs, and a later cleanup what it needs to close the generation.
 
 use std::path::PathBuf;
 
+use chunkfs::serve;
+use chunkfs::source::guarded::FileState;
+use chunkfs::source::image::Identity;
+use chunkfs::source::nbd::NbdAddress;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::domain::LeftOut;
-use super::facts::ChainLayer;
-use super::names::{CheckpointName, Target, Uuid, VmName};
+use super::facts::{ChainLayer, Fingerprint, Storage};
+use super::names::{CheckpointName, Target, Uuid, VmName, index_file};
 use super::options::ChunkSize;
+use super::point::{ImagesMark, Point};
 use super::units::{Bytes, Generation};
 
 /// The version of the format written here.
@@ -26,9 +32,12 @@ pub struct ViewSpec {
     pub method: Method,
     pub chunk_size: ChunkSize,
     pub index_dir: PathBuf,
+    /// The file with what `<vm>.json` shows.
+    pub about: PathBuf,
     pub files: Vec<ShownFile>,
     pub disks: Vec<ShownDisk>,
     pub left_out: Vec<LeftOut>,
+    pub room: Option<Room>,
 }
 
 /// The method that was chosen.
@@ -46,6 +55,14 @@ pub struct ShownFile {
     pub from: PathBuf,
 }
 
+/// When less is free in the directory, the command ends the backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub dir: PathBuf,
+    pub least_free: Bytes,
+    pub then: Vec<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShownDisk {
     /// `mail01_vda`
@@ -54,6 +71,8 @@ pub struct ShownDisk {
     pub capacity: Bytes,
     pub feed: Feed,
     pub candidates: Candidates,
+    /// What the index named when this was decided.
+    pub base: Option<Point>,
     /// What the index is to name once this generation is closed: later changes count from there.
     pub checkpoint_after: Option<CheckpointName>,
     /// Files that must stay as they are; a touched one makes all further reads fail. Goes into the index.
@@ -89,10 +108,137 @@ pub enum Candidates {
 }
 
 impl ViewSpec {
+    /// What `chunkfs mount --view` reads, and `from_json`.
     pub fn to_json(&self) -> String {
-        let mut text =
-            serde_json::to_string_pretty(self).expect("plain data with string keys always serialises");
-        text.push('\n');
-        text
+        let about = serde_json::to_value(self).expect("plain data always serialises");
+        let view = serve::ViewSpec { about, ..self.for_chunkfs() };
+        text_of(&view)
     }
+
+    pub fn from_json(text: &[u8]) -> Result<ViewSpec, serde_json::Error> {
+        serde_json::from_value(serde_json::from_slice::<serve::ViewSpec>(text)?.about)
+    }
+
+    /// What a user finds beside the disks in `<vm>.json`.
+    pub fn about_json(&self) -> String {
+        let disks = self.disks.iter().map(|disk| {
+            json!({
+                "target": disk.target,
+                "directory": disk.name,
+                "bytes": disk.capacity,
+                "changes": disk.candidates,
+            })
+        });
+        text_of(&json!({
+            "version": VERSION,
+            "vm": self.vm,
+            "uuid": self.uuid,
+            "generation": self.generation,
+            "method": self.method,
+            "chunk_bytes": self.chunk_size,
+            "disks": disks.collect::<Vec<_>>(),
+            "left_out": self.left_out,
+        }))
+    }
+
+    pub fn for_chunkfs(&self) -> serve::ViewSpec {
+        let file = |file: &ShownFile| serve::FileSpec {
+            name: file.name.clone(),
+            path: file.from.clone(),
+            newest: false,
+        };
+        let about =
+            serve::FileSpec { name: format!("{}.json", self.vm), path: self.about.clone(), newest: true };
+        serve::ViewSpec {
+            name: self.vm.to_string(),
+            index: Some(index_file(&self.index_dir)),
+            bare: false,
+            disks: self.disks.iter().map(|disk| disk.for_chunkfs(self.chunk_size)).collect(),
+            files: self.files.iter().map(file).chain([about]).collect(),
+            make_point: true,
+            room: self.room.as_ref().map(Room::for_chunkfs),
+            about: serde_json::Value::Null,
+        }
+    }
+}
+
+impl ShownDisk {
+    /// What the index is to say of this disk.
+    pub fn point(&self) -> Option<Point> {
+        Point::new(self.checkpoint_after.clone(), ImagesMark::of(&self.images))
+    }
+
+    fn for_chunkfs(&self, chunk_size: ChunkSize) -> serve::DiskSpec {
+        let files = self.images.iter().filter(|layer| layer.storage == Storage::File);
+        let state = |layer: &ChainLayer| FileState {
+            path: layer.path.clone(),
+            identity: identity(layer.fingerprint),
+        };
+        serve::DiskSpec {
+            name: self.name.clone(),
+            source: self.feed.for_chunkfs(),
+            chunk_size: chunk_size.bytes(),
+            changes: self.changes(),
+            unchanged: files.map(state).collect(),
+        }
+    }
+
+    fn changes(&self) -> serve::ChangesSpec {
+        use serve::ChangesSpec::{Bitmap, Digests, Ranges, Start};
+        let since = self.base.as_ref().map(Point::to_string);
+        let point = self.point().as_ref().map(Point::to_string);
+        match (&self.candidates, since, point) {
+            (Candidates::DirtyBitmap { context, .. }, Some(since), Some(point)) => {
+                Bitmap { context: context.clone(), since, point }
+            }
+            (Candidates::PendingOnly, Some(since), Some(point)) => {
+                Ranges { since, point, ranges: Vec::new() }
+            }
+            (candidates, _, point) => {
+                let why = match candidates {
+                    Candidates::All { why } => why.clone(),
+                    Candidates::Stamped => "changes are not tracked".to_owned(),
+                    _ => "nothing proves what changed".to_owned(),
+                };
+                match point {
+                    Some(point) => Start { point, why },
+                    None => Digests { why },
+                }
+            }
+        }
+    }
+}
+
+impl Feed {
+    fn for_chunkfs(&self) -> serve::SourceSpec {
+        match self {
+            Feed::Image { path } => serve::SourceSpec::Image(path.clone()),
+            Feed::Nbd { socket, export } => {
+                let address = NbdAddress::new(socket, export).expect("our sockets have short, plain paths");
+                serve::SourceSpec::Nbd(address.to_string())
+            }
+        }
+    }
+}
+
+impl Room {
+    fn for_chunkfs(&self) -> serve::RoomSpec {
+        serve::RoomSpec { dir: self.dir.clone(), least_free: self.least_free.0, then: self.then.clone() }
+    }
+}
+
+fn identity(fingerprint: Fingerprint) -> Identity {
+    Identity {
+        device: fingerprint.device,
+        inode: fingerprint.inode,
+        size: fingerprint.size,
+        mtime_ns: i128::from(fingerprint.mtime_nanos),
+        ctime_ns: i128::from(fingerprint.ctime_nanos),
+    }
+}
+
+fn text_of(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("plain data always serialises");
+    text.push('\n');
+    text
 }

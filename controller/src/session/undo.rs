@@ -74,6 +74,7 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
     undos.push(Undo::RemoveDir { path: names.scratch_dir() });
+    undos.push(Undo::RemoveFile { path: names.saved_about() });
     undos.push(Undo::RemoveFile { path: names.saved_xml() });
     undos.push(Undo::RemoveDir { path: names.socket_dir() });
     if let Some(domain) = domain {

@@ -39,6 +39,7 @@ pub(crate) fn options() -> Chunkmount {
         tracking: Tracking::Auto,
         exclude: BTreeSet::new(),
         chunk_size: ChunkSize::DEFAULT,
+        own_command: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::core::facts::{BitmapState, BitmapSupport, Chain, Definition, IndexedDisk, Trust};
 use crate::core::names::CheckpointName;
 use crate::core::options::Tracking;
+use crate::core::point::ImagesMark;
 use crate::core::step::export_bitmap;
 use crate::core::units::Generation;
 use crate::core::viewspec::Candidates;
@@ -58,14 +59,11 @@ pub(super) fn by_fingerprint(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates
         Err(why) => return Candidates::All { why },
     };
     let Chain::Known(layers) = &wanted.facts.chain else { return all("its images are not known") };
-    let now: Vec<_> = layers.iter().map(|layer| layer.fingerprint).collect();
-    if indexed.images.is_empty() {
-        return all("the guest ran at its last backup");
-    }
-    if now == indexed.images {
-        Candidates::PendingOnly
-    } else {
-        all("its image was touched since the last backup")
+    match (&indexed.images, ImagesMark::of(layers)) {
+        (None, _) => all("the guest ran at its last backup, or its image was written to just before"),
+        (_, None) => all("its image was written to just now, so its times prove nothing yet"),
+        (Some(then), Some(now)) if *then == now => Candidates::PendingOnly,
+        (Some(_), Some(_)) => all("its image was touched since the last backup"),
     }
 }
 

@@ -2,7 +2,7 @@
 //! Nothing keeps the guest from being started: then the images change and the view's reads fail.
 
 use crate::core::domain::{Format, LeftOut, Sharing};
-use crate::core::facts::{Chain, ChainLayer};
+use crate::core::facts::{Chain, ChainLayer, Storage};
 use crate::core::step::{ImageService, Step};
 use crate::core::viewspec::{Feed, Method, ShownDisk};
 
@@ -17,6 +17,10 @@ pub(super) fn obstacle(wanted: &Wanted<'_>) -> Option<String> {
         ));
     }
     match &wanted.facts.chain {
+        Chain::Known(layers) if layers.iter().any(|layer| layer.storage == Storage::Device) => Some(format!(
+            "a block device does not tell when a guest that is started writes to it: start the guest, or leave the \
+             disk out with --exclude={target}"
+        )),
         Chain::Known(layers) if !layers.is_empty() => None,
         Chain::Known(_) => Some(format!("{} has no image", wanted.disk.source)),
         Chain::Unknown { why } => {
@@ -47,13 +51,14 @@ pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut
                 .ok()
                 .filter(|_| super::wants_checkpoints(case)),
             images: chain.clone(),
+            base: super::base(case, &target),
             target,
         });
     }
 
     let mut steps = super::opening(case);
     steps.extend(services.iter().map(|s| Step::ClaimFile { path: s.socket.clone() }));
-    steps.push(super::spec(case, Method::Offline, shown, &left_out));
+    steps.extend(super::spec(case, Method::Offline, shown, &left_out, None));
     steps.extend(services.into_iter().map(Step::ServeImage));
     steps.push(super::start_view(case));
     let generation = super::next_generation(case);

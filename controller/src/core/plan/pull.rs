@@ -7,15 +7,25 @@ use crate::core::names::CheckpointName;
 use crate::core::options::{Quiesce, Tracking};
 use crate::core::step::{BackupDisk, BackupRequest, DiskTracking, Need, Step};
 use crate::core::units::Bytes;
-use crate::core::viewspec::{Candidates, Feed, Method, ShownDisk};
+use crate::core::viewspec::{Candidates, Feed, Method, Room, ShownDisk};
 
 use super::{Case, DiskDecision, Plan, Wanted, candidates};
+
+/// With less room for scratch files a backup is not begun.
+const LEAST_SCRATCH: Bytes = Bytes(8 << 20);
+/// When less than this is left, the backup is ended, and the view with it: half of what there was, or this.
+const RESERVE: Bytes = Bytes(1 << 30);
 
 /// Why this disk cannot be part of a pull backup.
 pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
     let disk = wanted.disk;
     let exclude = format!("leave it out with --exclude={}", disk.target);
     let why = match &disk.source {
+        _ if case.facts.scratch_free < LEAST_SCRATCH => format!(
+            "{} are free for scratch files in {}: at least {LEAST_SCRATCH} are needed",
+            case.facts.scratch_free,
+            case.names.scratch_dir().display()
+        ),
         Source::VhostUser { .. } | Source::Directory(_) | Source::Unknown { .. } => {
             format!("{} is not within reach of QEMU's backup: {exclude}", disk.source)
         }
@@ -60,11 +70,13 @@ pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut
             candidates,
             checkpoint_after: checkpoint,
             images: Vec::new(),
+            base: super::base(case, &target),
             target,
         });
     }
 
-    let steps = steps(case, new_checkpoint, jobs, super::spec(case, Method::Pull, shown, &left_out));
+    let steps =
+        steps(case, new_checkpoint, jobs, super::spec(case, Method::Pull, shown, &left_out, room(case)));
     let notes = notes(case, wanted);
     let domain = case.domain.id.clone();
     Plan { domain, method: Method::Pull, generation, disks: decisions, left_out, notes, steps }
@@ -75,7 +87,7 @@ fn steps(
     case: &Case<'_>,
     checkpoint: Option<CheckpointName>,
     disks: Vec<BackupDisk>,
-    spec: Step,
+    spec: Vec<Step>,
 ) -> Vec<Step> {
     let (names, domain) = (case.names, &case.domain.id);
     let taken: Vec<_> = disks.iter().map(|disk| &disk.target).collect();
@@ -92,7 +104,7 @@ fn steps(
     steps.push(Step::MakeDir { path: names.scratch_dir() });
     steps.extend(disks.iter().map(|disk| Step::ClaimFile { path: disk.scratch.clone() }));
     steps.push(Step::ClaimFile { path: names.backup_socket() });
-    steps.push(spec);
+    steps.extend(spec);
 
     let request =
         BackupRequest { domain: domain.clone(), socket: names.backup_socket(), checkpoint, disks, without };
@@ -106,6 +118,16 @@ fn steps(
     }
     steps.push(super::start_view(case));
     steps
+}
+
+/// A scratch file that cannot grow makes QEMU fail writes of the guest: the backup ends before that.
+fn room(case: &Case<'_>) -> Option<Room> {
+    let mut then = case.options.own_command.clone();
+    let domain = &case.domain.id;
+    let socket = case.names.backup_socket().to_string_lossy().into_owned();
+    then.extend(["end-backup".to_owned(), domain.uuid.to_string(), socket]);
+    let least_free = Bytes(case.facts.scratch_free.0 / 2).min(RESERVE);
+    Some(Room { dir: case.names.scratch_dir(), least_free, then })
 }
 
 fn freeze(case: &Case<'_>) -> Option<Need> {

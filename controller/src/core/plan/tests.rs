@@ -9,6 +9,7 @@ use crate::core::domain::Format;
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
 use crate::core::options::{ChunkSize, Quiesce};
+use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
 use crate::core::units::Bytes;
 use crate::core::viewspec::{Candidates, Feed};
@@ -31,6 +32,15 @@ fn fingerprint(size: u64) -> Fingerprint {
     Fingerprint { device: 1, inode: 2, size, mtime_nanos: 3, ctime_nanos: 4 }
 }
 
+fn chain_layer(format: Format, path: &str, size: u64) -> ChainLayer {
+    let (storage, clock) = (Storage::File, Clock::Settled);
+    ChainLayer { format, path: path.into(), storage, fingerprint: fingerprint(size), clock }
+}
+
+fn mark(size: u64) -> Option<ImagesMark> {
+    ImagesMark::of(&[chain_layer(Format::Qcow2, "/i/a.qcow2", size)])
+}
+
 /// A running guest with vda (qcow2) and vdb (raw), never backed up.
 fn given() -> Given {
     let domain = Domain::parse(&format!(
@@ -41,7 +51,7 @@ fn given() -> Given {
     ))
     .unwrap();
     let disk = |format, path: &str, bitmaps| {
-        let layer = ChainLayer { format, path: path.into(), fingerprint: fingerprint(7) };
+        let layer = chain_layer(format, path, 7);
         DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]) }
     };
     let disks = BTreeMap::from([
@@ -68,6 +78,7 @@ fn given() -> Given {
         tracking: Tracking::Auto,
         exclude: BTreeSet::new(),
         chunk_size: ChunkSize::DEFAULT,
+        own_command: vec!["/usr/bin/virt-backup".to_owned()],
     };
     Given { domain, facts, options }
 }
@@ -84,7 +95,7 @@ fn given_a_base() -> Given {
         capacity: GIB,
         chunk_size: ChunkSize::DEFAULT,
         checkpoint,
-        images: Vec::new(),
+        images: None,
         trust: Trust::AsRecorded,
     };
     given.facts.index =
@@ -325,11 +336,11 @@ fn images_of_a_guest_that_is_off_are_read_directly_only_when_they_are_declared_r
 fn an_untouched_image_of_a_guest_that_is_off_is_not_read_and_keeps_its_checkpoint() {
     let mut given = given_a_base();
     given.facts.guest.state = GuestState::ShutOff;
-    given.indexed().images = vec![fingerprint(7)];
+    given.indexed().images = mark(7);
     let disk = given.spec().disks.remove(0);
     assert_eq!((disk.candidates, disk.checkpoint_after), (Candidates::PendingOnly, Some(base(4))));
 
-    given.indexed().images = vec![fingerprint(8)];
+    given.indexed().images = mark(8);
     assert!(matches!(given.spec().disks[0].candidates, Candidates::All { .. }));
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
-    Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Definition, DiskFacts,
-    GuestFacts, GuestState,
+    Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Clock, Definition,
+    DiskFacts, GuestFacts, GuestState, Storage,
 };
 use crate::core::names::{CheckpointName, Target};
 use crate::core::step::{BackupRequest, DiskTracking};
@@ -45,7 +45,13 @@ impl Guests for SimHost {
             let path = guest.disks.get(&disk.target).context("there is no such disk")?;
             let bitmaps = world.image(path).context("the image is gone")?.bitmaps;
             let fingerprint = world.fingerprint(path).context("the image is gone")?;
-            let layer = ChainLayer { format: disk.format.clone(), path: path.clone(), fingerprint };
+            let layer = ChainLayer {
+                format: disk.format.clone(),
+                path: path.clone(),
+                storage: Storage::File,
+                fingerprint,
+                clock: Clock::Settled,
+            };
             Ok(DiskFacts { capacity: world.capacity(), bitmaps, chain: Chain::Known(vec![layer]) })
         })
     }

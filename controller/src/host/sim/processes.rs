@@ -6,9 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::core::facts::{Fingerprint, IndexedDisk, Trust};
+use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Target};
+use crate::core::point::ImagesMark;
 use crate::core::step::{ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::host::{Processes, Removal};
@@ -131,7 +132,7 @@ fn stop(world: &mut World, program: &Program) -> Removal {
 
 fn read_spec(world: &World, path: &Path) -> Result<Option<ViewSpec>> {
     match world.nodes.get(path) {
-        Some(Node::File(content)) => Ok(Some(serde_json::from_slice(content)?)),
+        Some(Node::File(content)) => Ok(Some(ViewSpec::from_json(content)?)),
         _ => Ok(None),
     }
 }
@@ -196,14 +197,13 @@ fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
     else {
         return false;
     };
-    let images: Vec<Fingerprint> = disk.images.iter().map(|layer| layer.fingerprint).collect();
     index.open = None;
     index.closed = Some(IndexedDisk {
         generation: spec.generation,
         capacity: disk.capacity,
         chunk_size: spec.chunk_size,
         checkpoint: disk.checkpoint_after.clone(),
-        images,
+        images: ImagesMark::of(&disk.images),
         trust: Trust::AsRecorded,
     });
     true

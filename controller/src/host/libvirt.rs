@@ -1,0 +1,310 @@
+//! This machine's guests, through libvirt.
+//! Every verb finds the domain anew by its UUID: libvirtd may have been restarted, the guest be gone.
+
+mod disks;
+mod ffi;
+mod qcow2;
+mod xml;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use roxmltree::Document;
+use virt::connect::Connect;
+use virt::domain::{Domain, DomainState};
+use virt::error::{Error, ErrorNumber};
+use virt::sys;
+
+use crate::core::domain::{Disk, DomainId};
+use crate::core::facts::{
+    BackupJob, BitmapState, CheckpointFacts, Definition, DiskFacts, GuestFacts, GuestState,
+};
+use crate::core::names::CheckpointName;
+use crate::core::step::BackupRequest;
+use crate::core::units::Bytes;
+
+use super::machine::Machine;
+use super::{Guests, Removal, XmlView};
+use ffi::{Deletion, Detail};
+
+/// A backup job that was told to end is gone by then.
+const JOB_ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// The libvirts that were named, each connected to when it is first needed.
+pub(super) struct Connections {
+    known: Vec<Known>,
+}
+
+struct Known {
+    uri: String,
+    connection: RefCell<Option<Connect>>,
+}
+
+/// A domain, as lists show it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Listed {
+    pub name: String,
+    pub uuid: String,
+    pub state: String,
+    pub uri: String,
+}
+
+impl Connections {
+    pub(super) fn new(uris: Vec<String>) -> Connections {
+        // Otherwise libvirt prints every error to stderr, also those that are answers.
+        virt::error::clear_error_callback();
+        let known = uris.into_iter().map(|uri| Known { uri, connection: RefCell::new(None) });
+        Connections { known: known.collect() }
+    }
+
+    /// By name or UUID. Where the first libvirt knows it inactive and the second active, it is the second's.
+    fn find(&self, vm: &str) -> Result<Option<Domain>> {
+        let mut inactive = None;
+        for known in &self.known {
+            let Some(domain) = known.domain(vm)? else { continue };
+            if active(&domain)? {
+                return Ok(Some(domain));
+            }
+            inactive.get_or_insert(domain);
+        }
+        Ok(inactive)
+    }
+
+    fn get(&self, id: &DomainId) -> Result<Option<Domain>> {
+        self.find(id.uuid.as_str())
+    }
+
+    fn expect(&self, id: &DomainId) -> Result<Domain> {
+        self.get(id)?.ok_or_else(|| anyhow!("the domain {id} is gone"))
+    }
+}
+
+impl Known {
+    fn connect(&self) -> Result<Connect> {
+        let mut connection = self.connection.borrow_mut();
+        if let Some(alive) = connection.as_ref().filter(|known| known.is_alive().unwrap_or(false)) {
+            return Ok(alive.clone());
+        }
+        let opened = Connect::open(Some(&self.uri)).map_err(told);
+        let opened = opened.with_context(|| format!("connect to libvirt at {}", self.uri))?;
+        *connection = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn domain(&self, vm: &str) -> Result<Option<Domain>> {
+        let connection = self.connect()?;
+        let none = |error: Error| {
+            let missing =
+                [ErrorNumber::NoDomain, ErrorNumber::InvalidArg].map(|number| ffi::is(&error, number));
+            if missing.contains(&true) { Ok(None) } else { Err(told(error)) }
+        };
+        let by_name = connection.lookup_domain_by_name(vm).map(Some).or_else(none)?;
+        if by_name.is_some() || crate::core::names::Uuid::new(vm).is_err() {
+            return Ok(by_name);
+        }
+        connection.lookup_domain_by_uuid_string(vm).map(Some).or_else(none)
+    }
+}
+
+impl Machine {
+    /// All domains of all libvirts that were named.
+    pub fn list_guests(&self) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        for known in &self.guests.known {
+            let all = known.connect()?.list_all_domains(0).map_err(told).context("list the domains")?;
+            for domain in all {
+                listed.push(Listed {
+                    name: domain.name().map_err(told)?,
+                    uuid: domain.uuid_string().map_err(told)?,
+                    state: word_of(&state(&domain)?),
+                    uri: known.uri.clone(),
+                });
+            }
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+}
+
+impl Guests for Machine {
+    fn domain_xml(&self, vm: &str, view: XmlView) -> Result<Option<String>> {
+        let flags = match view {
+            XmlView::Live => 0,
+            XmlView::Definition => sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE,
+        };
+        let Some(domain) = self.guests.find(vm)? else { return Ok(None) };
+        Ok(Some(domain.xml_desc(flags).map_err(told)?))
+    }
+
+    fn guest(&self, id: &DomainId) -> Result<GuestFacts> {
+        let domain = self.guests.expect(id)?;
+        let xml = domain.xml_desc(0).map_err(told)?;
+        let document = Document::parse(&xml).context("understand the domain's XML")?;
+        if let Some(disk) = xml::mirrored(&document).into_iter().next() {
+            bail!("a block job works on {disk} (virsh blockjob): wait for its end");
+        }
+        let persistent = domain.is_persistent().map_err(told)?;
+        Ok(GuestFacts {
+            state: state(&domain)?,
+            definition: if persistent { Definition::Persistent } else { Definition::Transient },
+            agent: xml::agent(&document),
+            backup_job: job(&domain)?,
+        })
+    }
+
+    fn disk(&self, id: &DomainId, disk: &Disk) -> Result<DiskFacts> {
+        let domain = self.guests.expect(id)?;
+        let info = domain.block_info(disk.target.as_str(), 0).map_err(told)?;
+        Ok(DiskFacts {
+            capacity: Bytes(info.capacity),
+            bitmaps: disks::bitmaps(disk),
+            chain: disks::chain(self, disk),
+        })
+    }
+
+    fn checkpoints(&self, id: &DomainId) -> Result<Vec<CheckpointFacts>> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Vec::new()) };
+        let running = active(&domain)?;
+        let mut facts = Vec::new();
+        for checkpoint in ffi::checkpoints(&domain).map_err(told)? {
+            let name = checkpoint.name().map_err(told)?;
+            let ours = CheckpointName::recognise(&id.uuid, &name).is_some();
+            // Those of others are nothing to ask QEMU about.
+            let detail = if running && ours { Detail::Sizes } else { Detail::Definition };
+            let xml = checkpoint.xml(detail).map_err(told).with_context(|| format!("look at {name}"))?;
+            let told_of = xml::bitmaps(&xml).with_context(|| format!("understand the checkpoint {name}"))?;
+            // libvirt tells the size of a bitmap that is there and consistent, and of no other.
+            let state = |has_size: bool| match detail {
+                Detail::Sizes if !has_size => BitmapState::Missing,
+                _ => BitmapState::Usable,
+            };
+            let bitmaps = told_of.into_iter().map(|(target, has_size)| (target, state(has_size))).collect();
+            facts.push(CheckpointFacts { name, bitmaps });
+        }
+        Ok(facts)
+    }
+
+    fn begin_backup(&self, request: &BackupRequest) -> Result<()> {
+        let domain = self.guests.expect(&request.domain)?;
+        let live = domain.xml_desc(0).map_err(told)?;
+        let document = Document::parse(&live).context("understand the domain's XML")?;
+        give_to_qemu(&document, &request.socket)?;
+        let checkpoint = xml::checkpoint_of(request);
+        ffi::begin_backup(&domain, &xml::backup_of(request), checkpoint.as_deref()).map_err(told)
+    }
+
+    fn abort_backup(&self, id: &DomainId, socket: &Path) -> Result<Removal> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
+        let ours =
+            || Ok::<_, anyhow::Error>(job(&domain)?.is_some_and(|job| job.socket.as_deref() == Some(socket)));
+        if !ours()? {
+            return Ok(Removal::AlreadyGone);
+        }
+        if let Err(error) = ffi::abort_job(&domain)
+            && ours()?
+        {
+            return Err(told(error)).context("abort the job");
+        }
+        let deadline = Instant::now() + JOB_ENDS_WITHIN;
+        while ours()? {
+            if Instant::now() >= deadline {
+                bail!("the job does not end: QEMU or libvirt hangs");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Removal::Removed)
+    }
+
+    fn delete_checkpoint(&self, id: &DomainId, name: &CheckpointName) -> Result<Removal> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
+        let found = ffi::checkpoint(&domain, name.as_str()).map_err(told)?;
+        let Some(checkpoint) = found else { return Ok(Removal::AlreadyGone) };
+        if !active(&domain)? {
+            return Ok(Removal::Later("the guest is shut off".to_owned()));
+        }
+        let Err(error) = checkpoint.delete(Deletion::WithBitmaps) else { return Ok(Removal::Removed) };
+        if ffi::checkpoint(&domain, name.as_str()).map_err(told)?.is_none() {
+            return Ok(Removal::Removed);
+        }
+        // A bitmap that is gone or broken cannot be merged; nothing counts on it, so the entry can go.
+        let broken = checkpoint.xml(Detail::Sizes).is_ok_and(|xml| {
+            xml::bitmaps(&xml).is_ok_and(|bitmaps| bitmaps.values().any(|has_size| !has_size))
+        });
+        if !broken {
+            return Err(told(error));
+        }
+        checkpoint.delete(Deletion::MetadataOnly).map_err(told).context("forget the broken checkpoint")?;
+        Ok(Removal::Removed)
+    }
+
+    fn freeze(&self, id: &DomainId, within: Duration) -> Result<()> {
+        let secs = i32::try_from(within.as_secs()).unwrap_or(i32::MAX);
+        ffi::freeze(&self.guests.expect(id)?, secs).map_err(told)
+    }
+
+    fn thaw(&self, id: &DomainId) -> Result<Removal> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
+        if !active(&domain)? {
+            return Ok(Removal::AlreadyGone);
+        }
+        let thawed = ffi::thaw(&domain).map_err(told)?;
+        Ok(if thawed > 0 { Removal::Removed } else { Removal::AlreadyGone })
+    }
+}
+
+/// libvirt's message, without its numbers.
+fn told(error: Error) -> anyhow::Error {
+    anyhow!("{}", error.message().trim_end_matches('\n').to_owned())
+}
+
+fn active(domain: &Domain) -> Result<bool> {
+    domain.is_active().map_err(told)
+}
+
+fn state(domain: &Domain) -> Result<GuestState> {
+    let (state, _) = domain.state().map_err(told)?;
+    Ok(match state.unwrap_or(DomainState::NoState) {
+        DomainState::Running | DomainState::Blocked => GuestState::Running,
+        DomainState::Paused => GuestState::Paused,
+        DomainState::Shutoff | DomainState::Crashed => GuestState::ShutOff,
+        other => GuestState::Other(format!("{other:?}").to_lowercase()),
+    })
+}
+
+fn word_of(state: &GuestState) -> String {
+    match state {
+        GuestState::Running => "running".to_owned(),
+        GuestState::Paused => "paused".to_owned(),
+        GuestState::ShutOff => "shut off".to_owned(),
+        GuestState::Other(other) => other.clone(),
+    }
+}
+
+fn job(domain: &Domain) -> Result<Option<BackupJob>> {
+    if !active(domain)? {
+        return Ok(None);
+    }
+    match ffi::backup(domain) {
+        Ok(Some(xml)) => Ok(Some(xml::job(&xml).context("understand the backup job")?)),
+        Ok(None) => Ok(None),
+        // It was shut off just now.
+        Err(error) if ffi::is(&error, ErrorNumber::OperationInvalid) => Ok(None),
+        Err(error) => Err(told(error)).context("ask for the backup job"),
+    }
+}
+
+/// QEMU makes the socket itself, as whoever it runs as.
+fn give_to_qemu(domain: &Document<'_>, socket: &Path) -> Result<()> {
+    let (Some((user, group)), Some(dir)) = (xml::owner(domain), socket.parent()) else { return Ok(()) };
+    std::os::unix::fs::chown(dir, Some(user), Some(group))
+        .with_context(|| format!("let QEMU write to {}", dir.display()))
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.known.iter().map(|known| &known.uri)).finish()
+    }
+}

@@ -1,0 +1,159 @@
+//! Safe wrappers over the part of libvirt's C interface that the crate `virt` does not bind.
+//! Backups, checkpoints, ending a job, freezing: each a call or two; what they mean is `libvirt.rs`'s.
+#![expect(unsafe_code, reason = "calls into libvirt's C library")]
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber};
+use virt::sys;
+
+/// A checkpoint of a domain.
+#[derive(Debug)]
+pub(super) struct Checkpoint(sys::virDomainCheckpointPtr);
+
+/// What a checkpoint's XML is to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    Definition,
+    /// For each bitmap that can be used the number of bytes that it calls dirty. Asks QEMU.
+    Sizes,
+}
+
+/// What goes with a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deletion {
+    WithBitmaps,
+    /// libvirt forgets it; the images are not touched.
+    MetadataOnly,
+}
+
+pub(super) fn is(error: &Error, number: ErrorNumber) -> bool {
+    error.code().is_known_and(|known| known == number)
+}
+
+pub(super) fn begin_backup(domain: &Domain, backup: &str, checkpoint: Option<&str>) -> Result<(), Error> {
+    let backup = CString::new(backup)?;
+    let checkpoint = checkpoint.map(CString::new).transpose()?;
+    let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
+    // SAFETY: the domain is alive for as long as `domain` is borrowed; both texts end with NUL and outlive the call.
+    done(unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint, 0) })
+}
+
+/// The XML of the running backup job. None: no backup runs.
+pub(super) fn backup(domain: &Domain) -> Result<Option<String>, Error> {
+    // SAFETY: the domain is alive; the result is null or a string that is ours to free.
+    match unsafe { owned(sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0)) } {
+        Ok(xml) => Ok(Some(xml)),
+        Err(error) if is(&error, ErrorNumber::NoDomainBackup) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks for the end of the domain's current job, whatever it is.
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    done(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
+}
+
+pub(super) fn checkpoints(domain: &Domain) -> Result<Vec<Checkpoint>, Error> {
+    let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
+    // SAFETY: the domain is alive; libvirt puts an array of its own making into `list`.
+    let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) };
+    let count = usize::try_from(count).map_err(|_| Error::last_error())?;
+    // SAFETY: the array has `count` checkpoints, each ours from now on.
+    let found = (0..count).map(|at| Checkpoint(unsafe { *list.add(at) })).collect();
+    // SAFETY: the array was allocated for us, and nothing refers to it any more.
+    unsafe { free(list.cast()) };
+    Ok(found)
+}
+
+/// None: the domain has no checkpoint of this name.
+pub(super) fn checkpoint(domain: &Domain, name: &str) -> Result<Option<Checkpoint>, Error> {
+    let name = CString::new(name)?;
+    // SAFETY: the domain is alive, and the name ends with NUL and outlives the call.
+    let found = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
+    if !found.is_null() {
+        return Ok(Some(Checkpoint(found)));
+    }
+    match Error::last_error() {
+        error if is(&error, ErrorNumber::NoDomainCheckpoint) => Ok(None),
+        error => Err(error),
+    }
+}
+
+impl Checkpoint {
+    pub(super) fn name(&self) -> Result<String, Error> {
+        // SAFETY: the checkpoint is alive.
+        let name = unsafe { sys::virDomainCheckpointGetName(self.0) };
+        if name.is_null() {
+            return Err(Error::last_error());
+        }
+        // SAFETY: the name ends with NUL and lives as long as the checkpoint, whose it stays.
+        Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+    }
+
+    pub(super) fn xml(&self, detail: Detail) -> Result<String, Error> {
+        let flags = match detail {
+            Detail::Definition => sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN,
+            Detail::Sizes => sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE | sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN,
+        };
+        // SAFETY: the checkpoint is alive; the result is null or a string that is ours to free.
+        unsafe { owned(sys::virDomainCheckpointGetXMLDesc(self.0, flags)) }
+    }
+
+    pub(super) fn delete(&self, deletion: Deletion) -> Result<(), Error> {
+        let flags = match deletion {
+            Deletion::WithBitmaps => 0,
+            Deletion::MetadataOnly => sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY,
+        };
+        // SAFETY: the checkpoint is alive; deleting it leaves the object to be freed.
+        done(unsafe { sys::virDomainCheckpointDelete(self.0, flags) })
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and this is the last use.
+        unsafe { sys::virDomainCheckpointFree(self.0) };
+    }
+}
+
+/// Freezes all of the guest's file systems; gives up after the agent's silence of so many seconds.
+pub(super) fn freeze(domain: &Domain, within_secs: i32) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    done(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), within_secs, 0) })?;
+    // SAFETY: the domain is alive; without a list of mount points all are meant.
+    done(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) })
+}
+
+/// How many file systems were frozen.
+pub(super) fn thaw(domain: &Domain) -> Result<u32, Error> {
+    // SAFETY: the domain is alive; without a list of mount points all are meant.
+    let thawed = unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) };
+    u32::try_from(thawed).map_err(|_| Error::last_error())
+}
+
+fn done(result: i32) -> Result<(), Error> {
+    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+/// # Safety
+///
+/// `text` is null, or a string that ends with NUL and is the caller's to free, who gives it away here.
+unsafe fn owned(text: *mut c_char) -> Result<String, Error> {
+    if text.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: as the caller promises.
+    let copy = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+    // SAFETY: allocated by libvirt with malloc, as all that it gives away.
+    unsafe { free(text.cast()) };
+    Ok(copy)
+}
+
+unsafe extern "C" {
+    /// libvirt documents `free` as what its results are given back with.
+    fn free(pointer: *mut std::ffi::c_void);
+}

@@ -1,0 +1,192 @@
+//! The small XML that libvirt is given and gives around a backup. Pure: text to text, text to types.
+//! The domain itself is `core::domain`'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use roxmltree::{Document, Node};
+
+use crate::core::facts::{Agent, BackupJob};
+use crate::core::names::Target;
+use crate::core::step::{BackupRequest, DiskTracking, export_bitmap};
+
+/// `<domainbackup>` for all disks of a request; the export of a disk has the name of its target.
+pub(super) fn backup_of(request: &BackupRequest) -> String {
+    let mut disks = String::new();
+    for disk in &request.disks {
+        let incremental = match &disk.tracking {
+            DiskTracking::Untracked | DiskTracking::Checkpoint => " backupmode='full'".to_owned(),
+            DiskTracking::Since(base) => format!(
+                " backupmode='incremental' incremental='{}' exportbitmap='{}'",
+                escaped(base.as_str()),
+                export_bitmap(&disk.target)
+            ),
+        };
+        let (target, scratch) = (&disk.target, escaped(&disk.scratch.to_string_lossy()));
+        put(
+            &mut disks,
+            format_args!(
+                "<disk name='{target}' backup='yes' type='file' exportname='{target}'{incremental}>\
+                 <scratch file='{scratch}'/></disk>"
+            ),
+        );
+    }
+    for target in &request.without {
+        put(&mut disks, format_args!("<disk name='{target}' backup='no'/>"));
+    }
+    let socket = escaped(&request.socket.to_string_lossy());
+    format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{socket}'/><disks>{disks}</disks></domainbackup>"
+    )
+}
+
+/// `<domaincheckpoint>` over the disks that are tracked. None: none is.
+pub(super) fn checkpoint_of(request: &BackupRequest) -> Option<String> {
+    let name = request.checkpoint.as_ref()?;
+    let mut disks = String::new();
+    for disk in &request.disks {
+        let kind = if disk.tracking == DiskTracking::Untracked { "no" } else { "bitmap" };
+        put(&mut disks, format_args!("<disk name='{}' checkpoint='{kind}'/>", disk.target));
+    }
+    for target in &request.without {
+        put(&mut disks, format_args!("<disk name='{target}' checkpoint='no'/>"));
+    }
+    Some(format!(
+        "<domaincheckpoint><name>{}</name><description>of virt-backup: what changes from here on is in the next \
+         backup</description><disks>{disks}</disks></domaincheckpoint>",
+        escaped(name.as_str())
+    ))
+}
+
+fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("writing to a string does not fail");
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&apos;"),
+            '"' => out.push_str("&quot;"),
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+/// The running backup job, by where it serves.
+pub(super) fn job(xml: &str) -> Result<BackupJob, roxmltree::Error> {
+    let document = Document::parse(xml)?;
+    let server = document.root_element().children().find(|node| node.has_tag_name("server"));
+    Ok(BackupJob { socket: server.and_then(|server| server.attribute("socket")).map(PathBuf::from) })
+}
+
+/// A checkpoint's disks that have a bitmap, each with whether a size is told of it.
+pub(super) fn bitmaps(xml: &str) -> Result<BTreeMap<Target, bool>, roxmltree::Error> {
+    let document = Document::parse(xml)?;
+    let disks = document.descendants().filter(|node| node.has_tag_name("disk"));
+    let tracked = disks.filter(|disk| disk.attribute("checkpoint") == Some("bitmap"));
+    let target = |disk: &Node<'_, '_>| Target::new(disk.attribute("name")?).ok();
+    Ok(tracked.filter_map(|disk| Some((target(&disk)?, disk.has_attribute("size")))).collect())
+}
+
+/// Is the guest agent there?
+pub(super) fn agent(domain: &Document<'_>) -> Agent {
+    let mut targets = domain.descendants().filter(|node| node.has_tag_name("target"));
+    let connected = targets.any(|target| {
+        target.attribute("name") == Some("org.qemu.guest_agent.0")
+            && target.attribute("state") == Some("connected")
+    });
+    if connected { Agent::Connected } else { Agent::Absent }
+}
+
+/// The user and group that QEMU runs as, where libvirt tells.
+pub(super) fn owner(domain: &Document<'_>) -> Option<(u32, u32)> {
+    let labels = domain.descendants().filter(|node| node.has_tag_name("seclabel"));
+    let mut dac = labels.filter(|label| label.attribute("model") == Some("dac"));
+    let label = dac.find_map(|label| label.children().find(|node| node.has_tag_name("label"))?.text())?;
+    let (user, group) = label.split_once(':')?;
+    let number = |text: &str| text.trim_start_matches('+').parse().ok();
+    Some((number(user)?, number(group)?))
+}
+
+/// The targets of the disks that have a running job of their own, such as a block copy.
+pub(super) fn mirrored(domain: &Document<'_>) -> BTreeSet<String> {
+    let mirrors = domain.descendants().filter(|node| node.has_tag_name("mirror"));
+    let target = |mirror: Node<'_, '_>| {
+        let disk = mirror.parent()?;
+        Some(disk.children().find(|node| node.has_tag_name("target"))?.attribute("dev")?.to_owned())
+    };
+    mirrors.filter_map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::domain::DomainId;
+    use crate::core::names::{CheckpointName, JobId, Uuid, VmName};
+    use crate::core::step::BackupDisk;
+    use crate::core::units::Generation;
+
+    use super::*;
+
+    fn request() -> BackupRequest {
+        let uuid = Uuid::new("a0b1c2d3-0000-4000-8000-00000000000f").unwrap();
+        let name = |generation| CheckpointName::new(&uuid, Generation(generation), &JobId::from_bits(1));
+        let target = |name: &str| Target::new(name).unwrap();
+        let disk = |name: &str, tracking| BackupDisk {
+            target: target(name),
+            scratch: format!("/s/it's & <{name}>.qcow2").into(),
+            tracking,
+        };
+        BackupRequest {
+            checkpoint: Some(name(2)),
+            disks: vec![
+                disk("vda", DiskTracking::Since(name(1))),
+                disk("vdb", DiskTracking::Untracked),
+                disk("vdc", DiskTracking::Checkpoint),
+            ],
+            without: vec![target("sda")],
+            socket: "/run/a&b/nbd.sock".into(),
+            domain: DomainId { name: VmName::new("mail01").unwrap(), uuid },
+        }
+    }
+
+    #[test]
+    fn every_disk_is_named_and_no_path_can_leave_its_attribute() {
+        let xml = backup_of(&request());
+        let document = Document::parse(&xml).unwrap();
+        let disks: Vec<_> = document.descendants().filter(|node| node.has_tag_name("disk")).collect();
+        let column =
+            |name: &str| disks.iter().map(|disk| disk.attribute(name).unwrap_or("-")).collect::<Vec<_>>();
+        assert_eq!(column("name"), ["vda", "vdb", "vdc", "sda"]);
+        assert_eq!(column("backup"), ["yes", "yes", "yes", "no"]);
+        assert_eq!(column("backupmode"), ["incremental", "full", "full", "-"]);
+        assert_eq!(column("exportbitmap"), ["backup-vda", "-", "-", "-"]);
+        let scratch = disks[0].children().next().unwrap().attribute("file");
+        assert_eq!(scratch, Some("/s/it's & <vda>.qcow2"));
+        assert_eq!(job(&xml).unwrap().socket, Some(PathBuf::from("/run/a&b/nbd.sock")));
+    }
+
+    #[test]
+    fn a_checkpoint_covers_the_tracked_disks_alone() {
+        let xml = checkpoint_of(&request()).unwrap();
+        let covered: Vec<_> = bitmaps(&xml).unwrap().into_keys().map(String::from).collect();
+        assert_eq!(covered, ["vda", "vdc"]);
+        assert_eq!(checkpoint_of(&BackupRequest { checkpoint: None, ..request() }), None);
+    }
+
+    #[test]
+    fn what_the_live_xml_tells_is_found() {
+        let xml = "<domain><devices><channel><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>\
+            </channel><disk><mirror/><target dev='vdb'/></disk></devices>\
+            <seclabel type='dynamic' model='dac'><label>+64055:+108</label></seclabel></domain>";
+        let document = Document::parse(xml).unwrap();
+        assert_eq!(agent(&document), Agent::Connected);
+        assert_eq!(owner(&document), Some((64055, 108)));
+        assert_eq!(mirrored(&document), BTreeSet::from(["vdb".to_owned()]));
+    }
+}

@@ -1,0 +1,153 @@
+//! What `status` and `list` tell: jobs, their views and debts; guests.
+//! Changes nothing and takes no lock.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::Value;
+use virt_backup::command::Failure;
+use virt_backup::core::lock::{self, Holder};
+use virt_backup::core::names::{Names, VmName, vm_of_lock};
+use virt_backup::host::{Files, Processes};
+use virt_backup::session;
+
+use crate::run::Context;
+
+const OWED: u8 = 3;
+
+/// A VM that a job is underway or left of.
+#[derive(Debug, Serialize)]
+struct JobStatus {
+    vm: VmName,
+    state: State,
+    mount_point: String,
+    /// What cleanup has to undo, newest first.
+    owed: Vec<String>,
+    /// Why the view cannot be read any more.
+    troubles: Vec<String>,
+    /// What the daemon of the view tells of itself.
+    view: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// A virt-backup is at work on it.
+    Working,
+    /// The view can be read.
+    Shown,
+    /// The view is there, and cannot be read any more.
+    Failed,
+    /// Whoever worked on it or showed it is gone: run cleanup.
+    Abandoned,
+}
+
+/// The VMs whose journal, lock or view is there.
+pub(crate) fn vms_with_jobs(context: &Context) -> Result<Vec<VmName>> {
+    let (machine, places) = (&context.machine, &context.places);
+    let mut vms = BTreeSet::new();
+    for name in machine.list(&places.state_dir)?.unwrap_or_default() {
+        let Ok(vm) = VmName::new(&name) else { continue };
+        if machine.read(&Names::new(places, &vm).journal())?.is_some() {
+            vms.insert(vm);
+        }
+    }
+    let locks = machine.list(&places.lock_dir)?.unwrap_or_default();
+    vms.extend(locks.iter().filter_map(|file| vm_of_lock(file)));
+    Ok(vms.into_iter().collect())
+}
+
+pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
+    let jobs = vms_with_jobs(context)?.into_iter().map(|vm| job(context, vm));
+    let jobs = jobs.collect::<Result<Vec<_>>>()?;
+    if json {
+        print_json(&jobs)?;
+    } else if jobs.is_empty() {
+        println!("no job is underway, and nothing is owed");
+    } else {
+        jobs.iter().for_each(print_job);
+    }
+    let abandoned = jobs.iter().any(|job| job.state == State::Abandoned);
+    Ok(if abandoned { OWED } else { 0 })
+}
+
+fn job(context: &Context, vm: VmName) -> Result<JobStatus> {
+    let machine = &context.machine;
+    let names = Names::new(&context.places, &vm);
+    let boot = machine.boot_id()?;
+    let lock = machine.read(&names.lock())?;
+    let holder = lock::holder(lock.as_deref(), &boot, |process| machine.lives(process))?;
+    let journal = session::peek(machine, &names)?;
+    let view = daemon_status(&names.mount_point());
+    let troubles: Vec<String> = view.as_ref().map(troubles_of).unwrap_or_default();
+    let state = match (&holder, &view) {
+        (Holder::Working(_), _) => State::Working,
+        (Holder::Showing(_), Some(_)) if troubles.is_empty() => State::Shown,
+        (_, Some(_)) if !troubles.is_empty() => State::Failed,
+        (Holder::Showing(_), _) => State::Shown,
+        _ => State::Abandoned,
+    };
+    Ok(JobStatus {
+        mount_point: names.mount_point().display().to_string(),
+        owed: journal
+            .map(|j| j.owed().iter().map(|debt| debt.undo.to_string()).collect())
+            .unwrap_or_default(),
+        vm,
+        state,
+        troubles,
+        view,
+    })
+}
+
+/// None: nothing of ours is mounted there, or its daemon does not answer.
+fn daemon_status(point: &Path) -> Option<Value> {
+    use chunkfs::mount::control::{self, Answer, Request};
+    use chunkfs::mount::points;
+    let mount = points::at(&points::absolute(point).ok()?).ok()??;
+    match control::ask(&mount, Request::Status, std::time::Duration::from_secs(5)) {
+        Ok(Some(Answer::Status(status))) => Some(status),
+        _ => None,
+    }
+}
+
+fn troubles_of(view: &Value) -> Vec<String> {
+    let troubles = view["troubles"].as_array().into_iter().flatten();
+    troubles.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn print_job(job: &JobStatus) {
+    let state = match job.state {
+        State::Working => "a virt-backup is at work on it".to_owned(),
+        State::Shown => format!("shown at {}", job.mount_point),
+        State::Failed => format!("the view at {} cannot be read any more: run cleanup", job.mount_point),
+        State::Abandoned => "left by a job that is gone: run cleanup".to_owned(),
+    };
+    println!("{}: {state}", job.vm);
+    job.troubles.iter().for_each(|trouble| println!("  trouble: {trouble}"));
+    if let Some(view) = &job.view {
+        println!("  {} reads, {} bytes, {} errors", view["reads"], view["bytes_read"], view["read_errors"]);
+    }
+    if matches!(job.state, State::Failed | State::Abandoned) {
+        job.owed.iter().for_each(|owed| println!("  owed: {owed}"));
+    }
+}
+
+pub(crate) fn list(context: &Context, json: bool) -> Result<u8, Failure> {
+    let guests = context.machine.list_guests()?;
+    if json {
+        print_json(&guests)?;
+        return Ok(0);
+    }
+    let width = guests.iter().map(|guest| guest.name.chars().count()).max().unwrap_or(0);
+    for guest in &guests {
+        println!("{:width$}  {:9}  {}", guest.name, guest.state, guest.uuid);
+    }
+    Ok(0)
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("write JSON")?);
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! From the words of the command line to the commands, VM after VM, and to the exit status.
+//! Tells the user on stdout what came of it, on stderr what was noteworthy or failed.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::CommandFactory;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use virt_backup::command::{self, Failure};
+use virt_backup::core::domain::DomainId;
+use virt_backup::core::names::{Names, Places, Uuid, VmName};
+use virt_backup::host::machine::Machine;
+use virt_backup::host::{Guests, exec};
+use virt_backup::session::{self, Unwound};
+
+use crate::cli::{Cli, Command, Common, Job};
+use crate::report;
+
+const USAGE: u8 = 2;
+const BUSY: u8 = 4;
+const SOME_FAILED: u8 = 5;
+
+/// What every command needs.
+pub(crate) struct Context {
+    pub(crate) machine: Machine,
+    pub(crate) places: Places,
+    /// Set by a signal: whatever is being built up is taken back.
+    interrupted: Arc<AtomicBool>,
+    own_command: Vec<String>,
+    quiet: bool,
+}
+
+/// Gives the exit status.
+pub(crate) fn run(cli: Cli) -> u8 {
+    match Context::new(&cli.common) {
+        Ok(context) => context.run(cli.command),
+        Err(error) => {
+            eprintln!("virt-backup: {error:#}");
+            1
+        }
+    }
+}
+
+impl Context {
+    fn new(common: &Common) -> anyhow::Result<Context> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+        }
+        let chunkfs = std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
+        let own = std::env::current_exe()?.to_string_lossy().into_owned();
+        Ok(Context {
+            machine: Machine::new(chunkfs, common.connect.clone()),
+            places: common.places()?,
+            interrupted,
+            own_command: vec![own, format!("--connect={}", common.connect.join(","))],
+            quiet: common.quiet,
+        })
+    }
+
+    fn run(&self, command: Command) -> u8 {
+        match command {
+            Command::Chunkmount(args) if args.dry_run => self.each(args.vms.list(), |vm| {
+                let options = args.job.options(self.own_command.clone());
+                print!("{}", command::plan(&self.machine, &self.places, vm, &options)?);
+                Ok(())
+            }),
+            Command::Chunkmount(args) => {
+                self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.chunkmount(vm, &args.job)))
+            }
+            Command::Cleanup(args) => {
+                let vms = match args.all {
+                    true => match report::vms_with_jobs(self) {
+                        Ok(vms) if vms.is_empty() => return 0,
+                        Ok(vms) => vms.iter().map(VmName::to_string).collect(),
+                        Err(error) => return complain(&Failure::from(error)),
+                    },
+                    false => args.vms.list(),
+                };
+                self.each(vms, |vm| patiently(args.wait, || self.cleanup(vm)))
+            }
+            Command::Unlock(vms) => self.each(vms.list(), |vm| self.unlock(vm)),
+            Command::Forget(vms) => self.each(vms.list(), |vm| {
+                self.tell(vm, &command::forget(&self.machine, &self.places, vm)?);
+                Ok(())
+            }),
+            Command::Run(args) => self.run_beside(&args.vm, &args.job, &args.words),
+            Command::Status(args) => report::status(self, args.json).unwrap_or_else(|error| complain(&error)),
+            Command::List(args) => report::list(self, args.json).unwrap_or_else(|error| complain(&error)),
+            Command::EndBackup { uuid, socket } => {
+                self.end_backup(&uuid, &socket).map_or_else(|error| complain(&error), |()| 0)
+            }
+            Command::Man { directory } => write_man_pages(&directory),
+        }
+    }
+
+    /// One after the other; the failure of one does not leak into the next.
+    fn each(&self, vms: Vec<String>, act: impl Fn(&str) -> Result<(), Failure>) -> u8 {
+        if vms.is_empty() {
+            eprintln!("virt-backup: no VM was named");
+            return USAGE;
+        }
+        let mut statuses = Vec::new();
+        for vm in &vms {
+            let status = act(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 0);
+            statuses.push(status);
+            if self.interrupted.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        let all_alike = statuses.iter().all(|status| *status == statuses[0]);
+        if all_alike && statuses.len() == vms.len() { statuses[0] } else { SOME_FAILED }
+    }
+
+    fn chunkmount(&self, vm: &str, job: &Job) -> Result<(), Failure> {
+        let interrupted = || self.interrupted.load(Ordering::SeqCst);
+        let options = job.options(self.own_command.clone());
+        let mounted =
+            command::chunkmount(&self.machine, &self.places, vm, &options, job.limit(), &interrupted)?;
+        self.tell(vm, &mounted.cleared);
+        let id = &mounted.plan.domain;
+        let notes = mounted.plan.notes.iter().chain(&mounted.notes);
+        notes.for_each(|note| self.note(vm, note));
+        for left_out in &mounted.plan.left_out {
+            self.note(vm, &format!("left out: {}: {}", left_out.what, left_out.reason));
+        }
+        if !self.quiet {
+            let point = Names::new(&self.places, &id.name).mount_point();
+            println!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display());
+        }
+        Ok(())
+    }
+
+    fn cleanup(&self, vm: &str) -> Result<(), Failure> {
+        self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+        Ok(())
+    }
+
+    fn unlock(&self, vm: &str) -> Result<(), Failure> {
+        let name = command::name_of(&self.machine, vm)?;
+        session::unlock(&self.machine, &Names::new(&self.places, &name))?;
+        Ok(())
+    }
+
+    /// Cleanup always follows, also when the view never came up: then nothing is left already.
+    fn run_beside(&self, vm: &str, job: &Job, words: &[std::ffi::OsString]) -> u8 {
+        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job)) {
+            return complain(&named(vm, failure));
+        }
+        let ran = exec::run_attached(words);
+        let cleaned = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 0);
+        match (ran, cleaned) {
+            (_, status) if status != 0 => status,
+            (Ok(status), _) => status_of(status),
+            (Err(error), _) => complain(&Failure::from(error)),
+        }
+    }
+
+    fn end_backup(&self, uuid: &str, socket: &Path) -> Result<(), Failure> {
+        let uuid = Uuid::new(uuid).map_err(anyhow::Error::from)?;
+        // Found by its UUID; the name is only for messages.
+        let name = command::name_of(&self.machine, uuid.as_str())?;
+        self.machine.abort_backup(&DomainId { name, uuid }, socket)?;
+        Ok(())
+    }
+
+    fn tell(&self, vm: &str, unwound: &Unwound) {
+        unwound.done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
+        unwound.notes.iter().for_each(|note| self.note(vm, note));
+    }
+
+    fn note(&self, vm: &str, note: &str) {
+        if !self.quiet {
+            eprintln!("virt-backup: {vm}: note: {note}");
+        }
+    }
+}
+
+/// Tries again while somebody else has the lock, for so long.
+fn patiently(wait: Option<u64>, act: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let patience = Duration::from_secs(wait.unwrap_or(0));
+    loop {
+        match act() {
+            Err(failure) if failure.exit_status == BUSY && begun.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn named(vm: &str, failure: Failure) -> Failure {
+    match failure.story.starts_with(vm) {
+        true => failure,
+        false => Failure { story: format!("{vm}: {}", failure.story), ..failure },
+    }
+}
+
+fn complain(failure: &Failure) -> u8 {
+    eprintln!("virt-backup: {failure}");
+    failure.exit_status
+}
+
+/// As a shell has it: 128 and the number of the signal.
+fn status_of(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+fn write_man_pages(directory: &Path) -> u8 {
+    let written =
+        std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    match written {
+        Ok(()) => 0,
+        Err(error) => complain(&Failure { exit_status: 1, story: format!("write the man pages: {error}") }),
+    }
+}

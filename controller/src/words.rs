@@ -1,0 +1,118 @@
+//! The spelling of version 0.2, turned into today's: `--action=X` and its short forms become the subcommand X.
+//! What that version had and this one has not is told from a typing mistake.
+
+use std::ffi::OsString;
+
+/// Parts that are still to come, with what they belong to.
+const COMMANDS_TO_COME: [&str; 5] = ["dump", "convert", "archive", "restore", "doctor"];
+const OPTIONS_TO_COME: [&str; 12] = [
+    "--snapsize",
+    "--snapshot",
+    "--offline",
+    "--state",
+    "--shutdown",
+    "--shutdown-timeout",
+    "--compress",
+    "--keep-lock",
+    "--dumpcmd",
+    "--lvm",
+    "--config",
+    "--keep",
+];
+
+/// Options of all commands that take a value in a word of their own.
+const WITH_VALUE: [&str; 4] = ["--backupdir", "--lockdir", "--statedir", "--connect"];
+
+/// The words of a command line, the program's name first, as `cli` understands them. Errors: not available.
+pub(crate) fn words(words: Vec<OsString>) -> Result<Vec<OsString>, String> {
+    let (mut ours, theirs) = match words.iter().position(|word| word == "--") {
+        Some(end) => (words[..end].to_vec(), words[end..].to_vec()),
+        None => (words, Vec::new()),
+    };
+    if let Some(action) = take_action(&mut ours) {
+        ours.insert(1.min(ours.len()), action.into());
+    }
+    if let Some(command) = command_of(&ours).filter(|command| COMMANDS_TO_COME.contains(&command.as_str())) {
+        return Err(format!("{command} is not available in this version: there are chunkmount and run"));
+    }
+    for word in ours.iter().filter_map(|word| word.to_str()) {
+        let name = word.split('=').next().unwrap_or(word);
+        if OPTIONS_TO_COME.contains(&name) {
+            return Err(format!("{name} is not available in this version"));
+        }
+    }
+    Ok(ours.into_iter().chain(theirs).collect())
+}
+
+fn take_action(words: &mut Vec<OsString>) -> Option<String> {
+    for at in 1..words.len() {
+        let word = words[at].to_str()?.to_owned();
+        match word.as_str() {
+            "--action" if at + 1 < words.len() => {
+                words.remove(at);
+                return words.remove(at).into_string().ok();
+            }
+            "--dump" | "--cleanup" | "--unlock" | "--convert" | "--chunkmount" => {
+                words.remove(at);
+                return Some(word.trim_start_matches('-').to_owned());
+            }
+            _ => {}
+        }
+        if let Some(action) = word.strip_prefix("--action=") {
+            words.remove(at);
+            return Some(action.to_owned());
+        }
+    }
+    None
+}
+
+/// The first word that is neither an option nor the value of one.
+fn command_of(words: &[OsString]) -> Option<String> {
+    let mut rest = words.iter().skip(1).filter_map(|word| word.to_str());
+    while let Some(word) = rest.next() {
+        if !word.starts_with('-') {
+            return Some(word.to_owned());
+        }
+        if WITH_VALUE.contains(&word) {
+            rest.next();
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turned(line: &str) -> Result<String, String> {
+        let given = line.split(' ').map(OsString::from).collect();
+        let turned: Vec<_> = words(given)?.into_iter().filter_map(|word| word.into_string().ok()).collect();
+        Ok(turned.join(" "))
+    }
+
+    #[test]
+    fn the_old_spelling_means_the_same() {
+        for (old, new) in [
+            ("v --action=chunkmount --vm=a,b", "v chunkmount --vm=a,b"),
+            ("v --vm=a --action chunkmount", "v chunkmount --vm=a"),
+            ("v --cleanup --vm=a", "v cleanup --vm=a"),
+            ("v --debug --unlock --vm a", "v unlock --debug --vm a"),
+            ("v chunkmount a", "v chunkmount a"),
+            ("v run a -- sh --cleanup --dump", "v run a -- sh --cleanup --dump"),
+        ] {
+            assert_eq!(turned(old).as_deref(), Ok(new), "{old}");
+        }
+    }
+
+    #[test]
+    fn what_is_to_come_is_said_to_be() {
+        for line in ["v --dump --vm=a", "v --action=convert", "v dump a", "v --connect x archive a"] {
+            assert!(turned(line).unwrap_err().contains("not available in this version"), "{line}");
+        }
+        for option in ["--snapsize=5G", "--compress", "--state", "--shutdown"] {
+            let error = turned(&format!("v chunkmount a {option}")).unwrap_err();
+            assert!(error.starts_with(option.split('=').next().unwrap()), "{error}");
+        }
+        assert!(turned("v chunkmount dump").is_ok(), "a VM may be called so");
+    }
+}

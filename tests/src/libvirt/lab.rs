@@ -1,0 +1,181 @@
+//! The directories of one test, `virt-backup` and a consumer on them, and what must not be left at the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::guest::{Disk, Guest};
+use super::program;
+
+#[derive(Debug)]
+pub struct Lab {
+    dir: tempfile::TempDir,
+    pub state: PathBuf,
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn ok(self) -> Ran {
+        assert_eq!(self.status, 0, "{self:?}");
+        self
+    }
+}
+
+impl Lab {
+    pub(super) fn new() -> Lab {
+        let dir = tempfile::Builder::new().prefix("libvirt-lab.").tempdir().unwrap();
+        for name in ["b", "images", "copy"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Lab { state: dir.path().join("state"), dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A running guest.
+    pub fn guest(&self, name: &str, disks: &[Disk]) -> Guest {
+        let guest = self.guest_off(name, disks);
+        guest.start();
+        guest
+    }
+
+    pub fn guest_off(&self, name: &str, disks: &[Disk]) -> Guest {
+        Guest::define(&self.path("images"), name, disks)
+    }
+
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program("VIRT_BACKUP", "virt-backup"));
+        command.env("CHUNKFS", program("CHUNKFS", "chunkfs")).stdin(Stdio::null());
+        let backup_dir = format!("--backupdir={}", self.path("b").display());
+        command.arg(backup_dir).arg(format!("--statedir={}", self.state.display())).args(words);
+        command
+    }
+
+    pub fn run(&self, words: &[&str]) -> Ran {
+        let output = self.command(words).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let ran = Ran {
+            status: output.status.code().unwrap_or(-1),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        };
+        println!("virt-backup {words:?}: {ran:?}");
+        ran
+    }
+
+    pub fn spawn(&self, words: &[&str]) -> Child {
+        self.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.run(&["status", "--json"]).stdout).unwrap()
+    }
+
+    /// Copies the view as a backup tool would. Gives how many chunk files were read and sent.
+    pub fn rsync(&self, vm: &str) -> usize {
+        let mut command = Command::new("rsync");
+        command.args(["-a", "--delete", "--itemize-changes"]);
+        command.arg(format!("{}/", self.path("b").join(vm).display())).arg(self.copy(vm));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let sent = String::from_utf8(output.stdout).unwrap();
+        let chunk = |line: &&str| {
+            let file = line.strip_prefix(">f").and_then(|rest| rest.split_once(' '));
+            file.is_some_and(|(_, path)| path.contains("/00/") && !path.contains(".b3/"))
+        };
+        sent.lines().filter(chunk).count()
+    }
+
+    fn copy(&self, vm: &str) -> PathBuf {
+        self.path("copy").join(vm)
+    }
+
+    /// The disk in the copy, put together as one would without any of our programs.
+    pub fn restored(&self, vm: &str, disk: usize) -> Vec<u8> {
+        let tree = self.copy(vm).join(format!("{vm}_vd{}", char::from(b'a' + disk as u8)));
+        let mut files = Vec::new();
+        collect(&tree, &mut files);
+        files.sort();
+        files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>().concat()
+    }
+
+    /// The copy is what the guest had on its disks.
+    pub fn assert_restored(&self, vm: &str, content: &[Vec<u8>]) {
+        for (disk, content) in content.iter().enumerate() {
+            let restored = self.restored(vm, disk);
+            assert_eq!(restored.len(), content.len(), "disk {disk}");
+            assert_eq!(
+                first_difference(&restored, content),
+                None,
+                "disk {disk}: the first chunk that differs"
+            );
+        }
+    }
+
+    /// No mount, no mount point, no job, no lock, no journal, no scratch file, no socket, no process.
+    pub fn assert_nothing_left(&self, guest: &Guest) {
+        let home = self.state.join(&guest.name);
+        let dir = self.dir.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = |line: &&str| line.contains(" - fuse.chunkfs ") && line.contains(&dir);
+        assert_eq!(mounts.lines().find(ours), None, "mounted");
+        assert_eq!(names(&self.path("b")), [""; 0], "in the backup directory");
+        let left: Vec<_> =
+            names(&home).into_iter().filter(|n| !["guard", "index", "log"].contains(&&**n)).collect();
+        assert_eq!(left, [""; 0], "in the state directory");
+        assert_eq!(names(&self.state.join(".run")), [""; 0], "sockets");
+        assert_eq!(names(Path::new("/run/chunkfs")), [""; 0], "control sockets");
+        assert_eq!(daemons(&home), [0; 0], "daemons");
+        assert!(!guest.has_backup_job(), "a backup job runs");
+    }
+
+    /// The process that serves a VM's view.
+    pub fn daemon(&self, vm: &str) -> u32 {
+        let daemons = daemons(&self.state.join(vm));
+        assert_eq!(daemons.len(), 1, "{daemons:?}");
+        daemons[0]
+    }
+}
+
+/// By chunks, for a comparison of bytes takes long.
+pub(super) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    let size = super::guest::CHUNK as usize;
+    a.chunks(size).zip(b.chunks(size)).position(|(a, b)| a != b)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => collect(&entry.path(), files),
+            false => files.push(entry.path()),
+        }
+    }
+}
+
+/// Processes, other than this one, with a word that begins with a directory of the test.
+fn daemons(home: &Path) -> Vec<u32> {
+    let home = home.display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let program = words.split('\0').next()?.to_owned();
+        let ours = program.ends_with("chunkfs") || program.ends_with("qemu-nbd");
+        (ours && words.contains(&home)).then_some(pid)
+    });
+    processes.collect()
+}

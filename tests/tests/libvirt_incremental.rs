@@ -1,0 +1,106 @@
+//! A guest that runs is backed up again and again: what changed is sent, nothing else, and all of it is right.
+
+use tests::libvirt::{Disk, with_libvirt};
+
+const QCOW2: Disk = Disk { format: "qcow2", mib: 64 };
+const RAW: Disk = Disk { format: "raw", mib: 32 };
+const CHUNK: u64 = 256 << 10;
+/// Chunks that are read although nothing says that they changed, to see whether that is true.
+const SAMPLE: u64 = 16;
+
+#[test]
+fn libvirt_of_two_disks_exactly_the_twelve_chunks_are_sent_that_the_guest_wrote_to() {
+    with_libvirt("libvirt_of_two_disks_exactly_the_twelve_chunks_are_sent_that_the_guest_wrote_to", |lab| {
+        let mut guest = lab.guest("mail01", &[QCOW2, RAW]);
+        guest.write(0, 1, 0, 40 << 20);
+        guest.write(1, 2, 0, 20 << 20);
+        let shape = guest.shape();
+
+        lab.run(&["chunkmount", "mail01"]).ok();
+        let first = guest.content.clone();
+        assert_eq!(lab.rsync("mail01"), 256 + 128, "the first backup sends all");
+        lab.assert_restored("mail01", &first);
+        guest.write_chunks(0, 3, [0, 7, 8, 100, 159, 200, 255]);
+        guest.write_chunks(1, 4, [1, 2, 64, 90, 127]);
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+
+        let before = guest.bytes_read(0);
+        lab.run(&["chunkmount", "mail01"]).ok();
+        assert_eq!(lab.rsync("mail01"), 12);
+        lab.assert_restored("mail01", &guest.content);
+        let read = guest.bytes_read(0) - before;
+        println!("{read} bytes were read from the qcow2 disk for 7 changed chunks");
+        // Twice: for the digest, and for the reader; a cluster's tables besides.
+        assert!(read <= (2 * 7 + SAMPLE) * CHUNK + (1 << 20), "{read} bytes were read from the qcow2 disk");
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+
+        lab.run(&["chunkmount", "mail01"]).ok();
+        assert_eq!(lab.rsync("mail01"), 0, "nothing was written since");
+        lab.run(&["cleanup", "mail01"]).ok();
+        assert_eq!(guest.checkpoints().len(), 1, "at most one checkpoint stays");
+        assert_eq!(guest.shape(), shape);
+    });
+}
+
+#[test]
+fn libvirt_what_the_guest_writes_under_a_view_never_shows_and_is_not_lost() {
+    with_libvirt("libvirt_what_the_guest_writes_under_a_view_never_shows_and_is_not_lost", |lab| {
+        let mut guest = lab.guest("mail01", &[QCOW2, RAW]);
+        guest.write(0, 1, 0, 8 << 20);
+        guest.write(1, 2, 0, 8 << 20);
+        let then = guest.content.clone();
+        lab.run(&["chunkmount", "mail01"]).ok();
+        let chunks = || (0..40).step_by(3);
+        guest.write_chunks(0, 9, chunks());
+        guest.write_chunks(1, 9, chunks());
+        lab.rsync("mail01");
+        lab.assert_restored("mail01", &then);
+        guest.write_chunks(0, 10, chunks());
+        lab.run(&["cleanup", "mail01"]).ok();
+        guest.assert_content();
+
+        lab.run(&["chunkmount", "mail01"]).ok();
+        assert_eq!(lab.rsync("mail01"), 2 * chunks().count());
+        lab.assert_restored("mail01", &guest.content);
+        lab.run(&["cleanup", "mail01"]).ok();
+    });
+}
+
+#[test]
+fn libvirt_without_a_usable_bitmap_all_is_compared_and_said_so() {
+    with_libvirt("libvirt_without_a_usable_bitmap_all_is_compared_and_said_so", |lab| {
+        let mut guest = lab.guest("mail01", &[QCOW2]);
+        guest.write(0, 1, 0, 8 << 20);
+        tests::libvirt::virsh_ok(&["checkpoint-create-as", "mail01", "nightly-of-somebody-else"]);
+        let back_up = |guest: &tests::libvirt::Guest, expected: usize, why: &str| {
+            lab.run(&["chunkmount", "mail01"]).ok();
+            let text = lab.status()[0]["view"]["disks"][0]["tracking"].to_string();
+            assert!(text.contains(why), "{text}");
+            assert_eq!(lab.rsync("mail01"), expected, "{why}");
+            lab.assert_restored("mail01", &guest.content);
+            lab.run(&["cleanup", "mail01"]).ok();
+            let ours = guest.checkpoints().into_iter().filter(|name| name.starts_with("virt-backup-"));
+            assert_eq!(ours.count(), 1);
+            assert!(guest.checkpoints().contains(&"nightly-of-somebody-else".to_owned()));
+        };
+        back_up(&guest, 256, "it is new to the index");
+        guest.write_chunks(0, 2, [3]);
+        back_up(&guest, 1, "\"by\":\"changes\"");
+
+        // The checkpoint is deleted behind our back.
+        let ours = guest.checkpoints().into_iter().find(|name| name.starts_with("virt-backup-")).unwrap();
+        tests::libvirt::virsh_ok(&["checkpoint-delete", "mail01", &ours]);
+        guest.write_chunks(0, 3, [4, 5]);
+        back_up(&guest, 2, "is gone");
+
+        // The index is lost: all is new.
+        lab.run(&["forget", "mail01"]).ok();
+        assert_eq!(guest.checkpoints(), ["nightly-of-somebody-else"]);
+        lab.run(&["chunkmount", "mail01"]).ok();
+        lab.rsync("mail01");
+        lab.assert_restored("mail01", &guest.content);
+        lab.run(&["cleanup", "mail01"]).ok();
+    });
+}
