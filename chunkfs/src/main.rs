@@ -2,7 +2,9 @@
 
 use chunkfs::cli::Cli;
 use chunkfs::command;
+use chunkfs::mount::daemon;
 use clap::Parser;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -26,5 +28,8 @@ fn log_to_stderr(cli: &Cli) {
         _ => LevelFilter::WARN,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // A daemon that was started from a terminal writes to a log soon.
+    let colours = std::io::stderr().is_terminal() && !daemon::is_child();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(colours).with_target(false).init();
 }
