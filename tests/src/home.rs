@@ -113,6 +113,16 @@ impl Home {
         pids.filter(ours).collect()
     }
 
+    /// Kills the daemon behind a mount, and waits until the kernel knows that it is gone.
+    #[track_caller]
+    pub fn kill_daemon(&self, point: &str) {
+        let pid = self.daemon(point);
+        self.kill(pid, Signal::KILL);
+        let is_dead = || rustix::fs::statfs(self.path(point)).is_err_and(|e| e == rustix::io::Errno::NOTCONN);
+        process::until("the mount to be dead", LIMIT, is_dead);
+        self.wait_for_end_of(pid);
+    }
+
     pub fn is_running(&self, pid: Pid) -> bool {
         self.processes().contains(&pid)
     }

@@ -155,9 +155,7 @@ fn fuse_every_change_gets_a_larger_stamp_however_fast_views_follow_each_other() 
             0 => home.unmount(),
             1 => home.run("umount mnt").ok().clear(),
             _ => {
-                let pid = home.daemon("mnt");
-                home.kill(pid, rustix::process::Signal::KILL);
-                home.wait_for_end_of(pid);
+                home.kill_daemon("mnt");
                 home.run("chunkfs umount mnt").ok();
             }
         }

@@ -78,7 +78,9 @@ impl Index {
                 )
                 .map_err(|error| self.error("closing the generation", error))?;
             self.seal(connection)
-        })
+        })?;
+        self.gather();
+        Ok(())
     }
 
     /// The stamp of a plain file beside the disks: that of the generation that last saw its content change.

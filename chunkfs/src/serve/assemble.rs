@@ -9,11 +9,12 @@ use crate::error::CommandError;
 use crate::index::record::Content;
 use crate::index::{Access, DiskAtOpen, DiskState, Evidence, Index, Tracking};
 use crate::mount::control::DiskStatus;
+use crate::mount::session;
 use crate::resolve::{Buffer, Resolver, Tracked, content_of};
 use crate::source::Source;
 use crate::source::image::{Identity, ImageSource};
 use crate::source::nbd::{NbdAddress, NbdOptions, NbdSource};
-use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
+use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,7 +52,13 @@ pub(super) fn assemble(
     wait: Duration,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
+    // All that can be wrong is found out before the index is touched.
+    check_names(
+        spec.disks.iter().map(|disk| disk.name.as_str()),
+        spec.files.iter().map(|file| file.name.as_str()),
+    )?;
     let opened = spec.disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    session::check_device()?;
     let index = spec.index.as_ref().map(|path| Index::open(path, Access::Write { wait })).transpose()?;
     match index {
         None => without_index(spec, opened, owner),

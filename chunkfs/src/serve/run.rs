@@ -43,7 +43,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
         super::SourceSpec::Image(path) => Some(path),
         super::SourceSpec::Nbd(_) => None,
     });
-    images.chain(&spec.index).try_for_each(|path| points::check_apart(&point, path))?;
+    let files = images.chain(&spec.index).chain(&serving.log);
+    files.into_iter().try_for_each(|path| points::check_apart(&point, path))?;
     let Assembled { view, stamp, disks, indexed } =
         assemble(spec, serving.owner, INDEX_WAIT, serving.threads)?;
     wait_for_clock(stamp);
@@ -51,12 +52,16 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
     let served = serve(view, &point, serving, &facts);
     // Whether it was ever mounted or not: nobody can see it any more.
     let closed = indexed.as_ref().map_or(Ok(()), close);
+    // Before anybody hears that it is closed: its file is the only one then.
+    drop(indexed);
     finish(served, closed)
 }
 
 /// Serves a view that has no index.
 pub fn serve_joined<V: View>(view: Arc<V>, stamp: Stamp, serving: &Serving) -> Result<(), CommandError> {
     let point = points::check(&serving.point)?;
+    serving.log.iter().try_for_each(|path| points::check_apart(&point, path))?;
+    session::check_device()?;
     finish(serve(view, &point, serving, &Facts { stamp, disks: Vec::new(), indexed: None }), Ok(()))
 }
 
