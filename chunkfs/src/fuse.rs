@@ -6,8 +6,8 @@ use crate::core::layout::Inode;
 use crate::view::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -235,8 +235,9 @@ impl<V: View> Filesystem for Adapter<V> {
         );
     }
 
-    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.caching {
+            _ if flags.acc_mode() != OpenAccMode::O_RDONLY => reply.error(Errno::EROFS),
             Caching::Direct => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             // "Do not ask again": the kernel then opens files by itself and keeps its cache.
             Caching::Buffered => reply.error(Errno::ENOSYS),

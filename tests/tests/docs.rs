@@ -1,8 +1,6 @@
 //! The examples in the documentation do what stands there.
 //! Each page is one shell session in a directory of its own; what follows a command is what it must print.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what is wanted")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

@@ -78,7 +78,9 @@ impl Index {
                 )
                 .map_err(|error| self.error("closing the generation", error))?;
             self.seal(connection)
-        })
+        })?;
+        self.gather();
+        Ok(())
     }
 
     /// Ends a generation whose daemon was killed. `None`: the last one has been closed, or there is none.

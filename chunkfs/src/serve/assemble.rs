@@ -8,9 +8,10 @@ use crate::core::stamp::{Generation, HEAD_START_SECS, Stamp};
 use crate::error::CommandError;
 use crate::index::{Access, DiskAtOpen, Index, Tracking};
 use crate::mount::control::DiskStatus;
+use crate::mount::session;
 use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
-use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
+use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -45,7 +46,13 @@ pub(super) fn assemble(
     wait: Duration,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
+    // All that can be wrong is found out before the index is touched.
+    check_names(
+        spec.disks.iter().map(|disk| disk.name.as_str()),
+        spec.files.iter().map(|file| file.name.as_str()),
+    )?;
     let opened = spec.disks.iter().map(OpenedDisk::open).collect::<Result<Vec<_>, _>>()?;
+    session::check_device()?;
     let index = spec.index.as_ref().map(|path| Index::open(path, Access::Write { wait })).transpose()?;
     match index {
         None => without_index(spec, opened, owner),

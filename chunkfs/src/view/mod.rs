@@ -7,7 +7,7 @@ mod whole;
 
 pub use disk::{Disk, Stamps};
 pub use joined::JoinedImage;
-pub use whole::{Layout, LayoutError, Owner, PlainFile, WholeView};
+pub use whole::{Layout, LayoutError, Owner, PlainFile, WholeView, check_names};
 
 use crate::core::layout::{DiskSlot, Inode};
 use crate::core::stamp::Stamp;
