@@ -29,7 +29,7 @@ pub fn shown(path: impl AsRef<Path>) -> Shown {
         size: stat.st_size as u64,
         mode: stat.st_mode,
         owner: (stat.st_uid, stat.st_gid),
-        nlink: stat.st_nlink as u64,
+        nlink: stat.st_nlink,
         mtime: stat.st_mtime,
     }
 }
