@@ -29,8 +29,17 @@ impl Queue {
         self.parked.extract_if(.., |parked| waits(parked)).map(|parked| parked.retry).collect()
     }
 
-    pub(super) fn is_leased(&self, disk: usize, leaf: u64) -> bool {
-        self.leased.iter().any(|(other, leaves)| *other == disk && leaves.contains(&leaf))
+    /// The first of `leaves` that no worker has. In steps of what a worker has: that may be 2^43 leaves.
+    pub(super) fn first_free(&self, disk: usize, leaves: &Range<u64>) -> Option<u64> {
+        let lease_of = |leaf: u64| {
+            let mut all = self.leased.iter().filter(|(other, _)| *other == disk).map(|(_, leased)| leased);
+            all.find(|leased| leased.contains(&leaf))
+        };
+        let mut leaf = leaves.start;
+        while let Some(leased) = lease_of(leaf) {
+            leaf = leased.end;
+        }
+        (leaf < leaves.end).then_some(leaf)
     }
 
     pub(super) fn release(&mut self, disk: usize, leaves: &Range<u64>) {
@@ -44,5 +53,27 @@ impl std::fmt::Debug for Queue {
             .field("parked", &self.parked.len())
             .field("leased", &self.leased)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_leaf_that_is_free_is_found_however_many_are_not() {
+        let leased = vec![(0, 0..1 << 43), (1, 5..6), (0, (1 << 43) + 1..(1 << 43) + 2), (1, 6..9)];
+        let queue = Queue { leased, ..Queue::default() };
+        for (disk, leaves, expected) in [
+            (0, 0..1 << 44, Some(1 << 43)),
+            (0, 7..1 << 43, None),
+            (0, (1 << 43) + 1..1 << 44, Some((1 << 43) + 2)),
+            (1, 4..9, Some(4)),
+            (1, 5..9, None),
+            (1, 5..10, Some(9)),
+            (2, 3..4, Some(3)),
+        ] {
+            assert_eq!(queue.first_free(disk, &leaves), expected, "{disk}: {leaves:?}");
+        }
     }
 }

@@ -207,7 +207,7 @@ impl Shared {
         }
         let mut from = leaves.start;
         while let Some(found) = live.pending.first_in(&(from..leaves.end)) {
-            match found.clone().find(|leaf| !queue.is_leased(disk, *leaf)) {
+            match queue.first_free(disk, &found) {
                 Some(leaf) => return Some((disk, LeafIndex(leaf))),
                 None => from = found.end,
             }
