@@ -230,7 +230,7 @@ fn fuse_an_image_that_changes_under_the_view_fails_reads_and_nothing_else() {
             home.sh("sleep 0.02").ok();
             home.sh(change).ok();
             for number in [0, 9] {
-                let error = std::fs::read(home.path("mnt").join(chunk(number))).unwrap_err();
+                let error = std::fs::read(home.path("mnt").join(chunk(number))).map(drop).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()), "{change}: chunk {number}");
             }
             assert!(home.is_running(pid));

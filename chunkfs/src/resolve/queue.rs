@@ -72,3 +72,25 @@ impl std::fmt::Debug for Queue {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_leaf_that_is_free_is_found_however_many_are_not() {
+        let leased = vec![(0, 0..1 << 43), (1, 5..6), (0, (1 << 43) + 1..(1 << 43) + 2), (1, 6..9)];
+        let queue = Queue { leased, ..Queue::default() };
+        for (disk, leaves, expected) in [
+            (0, 0..1 << 44, Some(1 << 43)),
+            (0, 7..1 << 43, None),
+            (0, (1 << 43) + 1..1 << 44, Some((1 << 43) + 2)),
+            (1, 4..9, Some(4)),
+            (1, 5..9, None),
+            (1, 5..10, Some(9)),
+            (2, 3..4, Some(3)),
+        ] {
+            assert_eq!(queue.first_free(disk, &leaves), expected, "{disk}: {leaves:?}");
+        }
+    }
+}
