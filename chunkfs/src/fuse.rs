@@ -6,8 +6,8 @@ use crate::core::layout::Inode;
 use crate::view::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -235,8 +235,9 @@ impl<V: View> Filesystem for Adapter<V> {
         );
     }
 
-    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.caching {
+            _ if flags.acc_mode() != OpenAccMode::O_RDONLY => reply.error(Errno::EROFS),
             Caching::Direct => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             // "Do not ask again": the kernel then opens files by itself and keeps its cache.
             Caching::Buffered => reply.error(Errno::ENOSYS),
@@ -261,13 +262,15 @@ impl<V: View> Filesystem for Adapter<V> {
         let size = size.min(LARGEST_READ) as usize;
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match guarded(|| self.view.read(Inode(inode.0), offset, &mut buffer[..size])) {
-                Ok(count) => {
-                    self.counters.bytes_read.fetch_add(count as u64, Ordering::Relaxed);
-                    reply.data(&buffer[..count]);
+            match guarded(|| self.view.read_into(Inode(inode.0), offset, size, buffer)) {
+                Ok(()) => {
+                    self.counters.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                    reply.data(buffer);
+                    // A panic here has been answered already.
+                    let _ = guarded(|| {
+                        self.view.read_ahead(Inode(inode.0), offset.saturating_add(buffer.len() as u64));
+                        Ok(())
+                    });
                 }
                 Err(ViewError::Wait(_)) => self.read_later(Inode(inode.0), offset, size, reply),
                 Err(error) => {

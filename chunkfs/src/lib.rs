@@ -15,6 +15,7 @@ pub mod verify;
 pub mod error;
 pub mod serve;
 pub mod cli;
+pub mod log;
 pub mod command;
 
 #[cfg(test)]

@@ -4,12 +4,10 @@ use chunkfs::cli::Cli;
 use chunkfs::command;
 use clap::Parser;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(command::words(std::env::args_os().collect()));
-    log_to_stderr(&cli);
+    chunkfs::log::to_stderr(&cli);
     match command::run(cli) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {
@@ -17,14 +15,4 @@ fn main() -> ExitCode {
             ExitCode::from(error.status())
         }
     }
-}
-
-fn log_to_stderr(cli: &Cli) {
-    let level = match (cli.debug, cli.quiet) {
-        (true, _) => LevelFilter::DEBUG,
-        (_, true) => LevelFilter::ERROR,
-        _ => LevelFilter::WARN,
-    };
-    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -103,8 +103,8 @@ pub(super) fn serving_of(name: &str, point: &Path, args: &ServingArgs) -> Result
             ("gid", id) => owner.gid = id.parse().map_err(|_| unknown("not a number"))?,
             ("mode", mode) => {
                 let mode = u16::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777);
-                // Nothing can be written or run, whatever the bits say.
-                owner.mode = mode.ok_or_else(|| unknown("not an octal mode up to 777"))? & 0o444;
+                // Bits for writing are shown if they are asked for: a backup made before may have them.
+                owner.mode = mode.ok_or_else(|| unknown("not an octal mode up to 777"))?;
             }
             ("ro" | "nosuid" | "nodev" | "noatime" | "default_permissions" | "defaults", "") => {}
             _ => {

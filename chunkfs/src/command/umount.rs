@@ -27,7 +27,7 @@ pub(super) fn run(args: &Umount) -> Result<Status, CommandError> {
 
 /// Without the daemon. A dead mount has nothing to lose, so it is detached where it is still held.
 fn unmount_alone(mount: &MountPoint, how: Unmounting) -> Result<Status, CommandError> {
-    let dead = std::fs::metadata(&mount.path).is_err_and(|error| error.raw_os_error() == Some(107));
+    let dead = points::is_dead(&mount.path);
     match session::unmount(mount, how) {
         Err(SessionError::Busy { .. }) if dead => session::unmount(mount, Unmounting::Lazy)?,
         done => done?,
@@ -37,7 +37,11 @@ fn unmount_alone(mount: &MountPoint, how: Unmounting) -> Result<Status, CommandE
             path: mount.path.clone(),
             error: std::io::Error::other("it is still mounted"),
         })),
-        _ => Ok(Status::Done),
+        _ => {
+            // Of the daemon that was killed, if it had one.
+            let _ = std::fs::remove_file(control::path_of(mount));
+            Ok(Status::Done)
+        }
     }
 }
 

@@ -119,7 +119,7 @@ impl LeafIndex {
 }
 
 /// Bytes of the image: from `start`, up to and without `end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ByteRange {
     pub start: u64,
     pub end: u64,

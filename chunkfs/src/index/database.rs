@@ -74,26 +74,39 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Index {
     pub(super) path: PathBuf,
-    pub(super) writer: Mutex<Connection>,
+    // Before the writer: only a connection that may write, and is the last, leaves one file behind instead of three.
     pub(super) reader: Mutex<Connection>,
+    pub(super) writer: Mutex<Connection>,
     // After the connections: closing any descriptor of the file drops the locks that SQLite holds on it.
     _lock: Option<File>,
 }
 
 impl Index {
     pub fn open(path: &Path, access: Access) -> Result<Index, IndexError> {
-        let lock = match access {
-            Access::Write { wait } => Some(lock(path, wait)?),
-            Access::Read => None,
+        let Access::Write { wait } = access else {
+            // Opening a FIFO would wait for a writer.
+            return match std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+                true => Err(not_a_file(path)),
+                false => Index::connect(path, None),
+            };
         };
-        let writable = matches!(access, Access::Write { .. });
-        let mut writer = connect(path, writable)?;
-        check_identity(path, &mut writer, writable)?;
+        let is_new = !path.exists();
+        let opened = Index::connect(path, Some(lock(path, wait)?));
+        if is_new && opened.is_err() {
+            // No room for it, say. The error tells more than whether this worked.
+            let _ = std::fs::remove_file(path);
+        }
+        opened
+    }
+
+    fn connect(path: &Path, lock: Option<File>) -> Result<Index, IndexError> {
+        let mut writer = connect(path, lock.is_some())?;
+        check_identity(path, &mut writer, lock.is_some())?;
         let reader = connect(path, false)?;
         let index = Index {
             path: path.to_owned(),
-            writer: Mutex::new(writer),
             reader: Mutex::new(reader),
+            writer: Mutex::new(writer),
             _lock: lock,
         };
         index.check_seal()?;
@@ -118,11 +131,33 @@ impl Index {
         Ok(value)
     }
 
+    /// Moves everything from the log into the file itself, so that who copies that has all of it.
+    pub(super) fn gather(&self) {
+        let writer = self.writer.lock().expect("no panic while the index is written");
+        let gathered = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if let Err(error) = gathered {
+            // Nothing is lost: the log stays, and the next who opens the index reads it.
+            tracing::warn!("{}", self.error("gathering the index in one file", error));
+        }
+    }
+
     pub(super) fn read<T>(
         &self,
         act: impl FnOnce(&Connection) -> Result<T, IndexError>,
     ) -> Result<T, IndexError> {
         act(&self.reader.lock().expect("no panic while the index is read"))
+    }
+
+    /// As `read`, with all that is read being of one moment, whatever a writer stores in between.
+    pub(super) fn read_at_once<T>(
+        &self,
+        doing: &'static str,
+        act: impl FnOnce(&Connection) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        self.read(|connection| {
+            let transaction = connection.unchecked_transaction().map_err(|error| self.error(doing, error))?;
+            act(&transaction)
+        })
     }
 
     pub(super) fn error(&self, doing: &'static str, error: rusqlite::Error) -> IndexError {
@@ -160,10 +195,7 @@ fn lock(path: &Path, wait: Duration) -> Result<File, IndexError> {
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = file.map_err(failed("opening the index"))?;
     if !file.metadata().map_err(failed("opening the index"))?.is_file() {
-        return Err(IndexError::Foreign {
-            path: path.to_owned(),
-            why: "it is not a regular file".to_owned(),
-        });
+        return Err(not_a_file(path));
     }
     if !existed {
         let directory =
@@ -184,7 +216,32 @@ fn lock(path: &Path, wait: Duration) -> Result<File, IndexError> {
     }
 }
 
+fn not_a_file(path: &Path) -> IndexError {
+    IndexError::Foreign { path: path.to_owned(), why: "it is not a regular file".to_owned() }
+}
+
+/// To read where nothing can be written: SQLite then has no place for its locks, and there is nobody to lock out.
+fn connect_unlocked(path: &Path) -> Result<Connection, IndexError> {
+    let name = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
+        .map_err(|error| error_of(path, "opening the index", error))
+}
+
+/// Is the index one whole file, with no log beside it, on a file system that is mounted read-only?
+fn is_frozen(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let is_read_only =
+        |found: rustix::fs::StatVfs| found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    !Path::new(&log).exists() && rustix::fs::statvfs(path).is_ok_and(is_read_only)
+}
+
 fn connect(path: &Path, writable: bool) -> Result<Connection, IndexError> {
+    if !writable && is_frozen(path) {
+        return connect_unlocked(path);
+    }
     let failed = |error| error_of(path, "opening the index", error);
     let flags = match writable {
         true => OpenFlags::SQLITE_OPEN_READ_WRITE,

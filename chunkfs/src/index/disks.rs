@@ -58,8 +58,9 @@ pub struct DiskState {
 }
 
 /// What the digests of a disk describe, but for its candidates. Stored as JSON.
+// Not tagged from the inside: serde then keeps the fields in a form that has no place for nanoseconds of 128 bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Base {
     File { identity: Identity, settled: bool },
     Point { name: String },
@@ -103,7 +104,7 @@ impl Index {
             self.resize(connection, &row, &disk.geometry, stamp)?;
             compared_to = compared_to.min(disk.geometry.leaf_count());
         }
-        let tracking = judge(&row, &disk.evidence);
+        let tracking = judge(&row, disk);
         match (&tracking, &disk.evidence) {
             (Tracking::Digests { .. }, _) => compared_to = 0,
             (Tracking::Changes { .. }, Evidence::Changes { changes, .. }) => {
@@ -182,34 +183,22 @@ impl Index {
             let mut chunks = known.chunks;
             chunks.truncate(kept.min(whole));
             chunks.resize(new.chunks_in(edge), fresh);
-            let cut = (new.image_len() < old.image_len()).then_some(stamp).or(known.cut);
+            let cut = (new.chunks_in(edge) < old.chunks_in(edge)).then_some(stamp).or(known.cut);
             let mut open = LeafSet::EMPTY;
             (0..chunks.len()).filter(|at| chunks[*at] == fresh).for_each(|at| open.insert(at));
-            self.cut_runs_keeping_candidates(connection, slot, edge)?;
+            let mut candidates = self.candidates_in(connection, slot, edge)?.union(&open);
+            (chunks.len()..256).for_each(|gone| candidates.remove(gone));
+            self.cut_runs(connection, slot, edge)?;
             let record = Leaf { chunks, cut }.into_record();
             self.put_run(connection, slot, &Run { leaves: edge.0..edge.0 + 1, record })?;
-            if edge.0 < row.compared_to && !open.is_empty() {
-                self.put_candidates(connection, slot, edge, &open)?;
+            if edge.0 < row.compared_to && !candidates.is_empty() {
+                self.put_candidates(connection, slot, edge, &candidates)?;
             }
         } else {
             self.cut_runs(connection, slot, LeafIndex(0))?;
         }
         let from = edge.map_or(0, |edge| edge.0 + 1);
         self.put_new_leaves(connection, slot, from, new_leaves, stamp)
-    }
-
-    fn cut_runs_keeping_candidates(
-        &self,
-        connection: &Connection,
-        slot: DiskSlot,
-        edge: LeafIndex,
-    ) -> Result<(), IndexError> {
-        let candidates = self.candidates_in(connection, slot, edge)?;
-        self.cut_runs(connection, slot, edge)?;
-        match candidates.is_empty() {
-            true => Ok(()),
-            false => self.put_candidates(connection, slot, edge, &candidates),
-        }
     }
 
     pub(super) fn disk_row(
@@ -332,9 +321,9 @@ impl RawDisk {
 }
 
 /// Is the tracker's word on what changed to be believed? Only if it counts from what the index describes.
-fn judge(row: &DiskRow, evidence: &Evidence) -> Tracking {
+fn judge(row: &DiskRow, disk: &DiskAtOpen) -> Tracking {
     let all = |why: &str| Tracking::Digests { why: why.to_owned() };
-    match (evidence, &row.base) {
+    match (&disk.evidence, &row.base) {
         (Evidence::None { why } | Evidence::Start { why, .. }, _) => all(why),
         (Evidence::File(now), Some(Base::File { identity, settled: true })) if now == identity => {
             Tracking::Unchanged
@@ -346,6 +335,8 @@ fn judge(row: &DiskRow, evidence: &Evidence) -> Tracking {
             all("the image was written or replaced since the last view")
         }
         (Evidence::File(_), _) => all("the index describes no file"),
+        // A tracker that followed the disk through a change of its length may have lost count.
+        (Evidence::Changes { .. }, _) if row.geometry != disk.geometry => all("the disk was resized"),
         (Evidence::Changes { since, changes, .. }, Some(Base::Point { name })) if since == name => {
             Tracking::Changes { chunks: changes.len() }
         }

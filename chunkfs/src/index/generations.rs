@@ -78,7 +78,9 @@ impl Index {
                 )
                 .map_err(|error| self.error("closing the generation", error))?;
             self.seal(connection)
-        })
+        })?;
+        self.gather();
+        Ok(())
     }
 
     /// Ends a generation whose daemon was killed. `None`: the last one has been closed, or there is none.
@@ -148,7 +150,8 @@ impl Index {
     }
 
     pub(super) fn check_seal(&self) -> Result<(), IndexError> {
-        self.read(|connection| {
+        // Of one moment: another process may be writing.
+        self.read_at_once("reading the index", |connection| {
             let failed = |error| self.error("reading the index", error);
             let seal: Option<Vec<u8>> = connection
                 .query_row("SELECT sum FROM seal", [], |row| row.get(0))

@@ -60,3 +60,6 @@ fn remedy_of(error: &rusqlite::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests;

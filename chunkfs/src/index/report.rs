@@ -125,10 +125,14 @@ impl Index {
         let row = self.disk_rows()?.into_iter().find(|row| row.name == disk);
         let Some(row) = row else { return Ok(()) };
         self.for_each_run(&row, |leaves, record, candidates| {
-            let first = LeafIndex(leaves.start);
-            for chunk in
-                row.geometry.chunk_range(first).start..row.geometry.chunk_range(LeafIndex(leaves.end - 1)).end
-            {
+            let chunks = row.geometry.chunk_range(LeafIndex(leaves.start)).start
+                ..row.geometry.chunk_range(LeafIndex(leaves.end - 1)).end;
+            // Of many leaves that are alike and old, only those that were not compared are gone through.
+            let first = match leaves.end - leaves.start > 1 && record.newest() <= stamp {
+                true => LeafIndex(row.compared_to).first_chunk().0.clamp(chunks.start, chunks.end),
+                false => chunks.start,
+            };
+            for chunk in first..chunks.end {
                 let index = ChunkIndex(chunk);
                 let known =
                     record.chunk(if leaves.end - leaves.start == 1 { index.slot_in_leaf() } else { 0 });

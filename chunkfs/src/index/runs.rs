@@ -65,6 +65,29 @@ impl Index {
         }
     }
 
+    /// The run that a leaf belongs to, and its candidates as they were at the same moment: storing a comparison
+    /// changes both, so that a record of before together with the candidates of after would look compared.
+    pub fn leaf_at(&self, slot: DiskSlot, leaf: LeafIndex) -> Result<(Run, LeafSet), IndexError> {
+        self.read_at_once("reading a leaf", |connection| {
+            Ok((self.run_at_in(connection, slot, leaf)?, self.candidates_in(connection, slot, leaf)?))
+        })
+    }
+
+    /// Has one of these leaves candidates?
+    pub fn has_candidates(&self, slot: DiskSlot, leaves: &Range<u64>) -> Result<bool, IndexError> {
+        let failed = |error| self.error("reading candidates", error);
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM candidate WHERE slot = ?1 AND leaf >= ?2 AND leaf < ?3)",
+                )
+                .map_err(failed)?;
+            statement
+                .query_row(params![slot.number(), leaves.start, leaves.end], |row| row.get(0))
+                .map_err(failed)
+        })
+    }
+
     /// The chunks of a leaf that may have changed by what a change tracker said.
     pub fn candidates(&self, slot: DiskSlot, leaf: LeafIndex) -> Result<LeafSet, IndexError> {
         self.read(|connection| self.candidates_in(connection, slot, leaf))

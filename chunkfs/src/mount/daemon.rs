@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -29,8 +29,26 @@ pub fn is_child() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
+/// What the caller left open beyond the three usual descriptors - the lock of a cron job, say - would stay open as
+/// long as the view does. It closes when the daemon starts.
+#[expect(unsafe_code, reason = "what the caller left open is known by its number only")]
+fn let_go_of_descriptors() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if number > 2 {
+            // SAFETY: it is open, for /proc has just said so and no other thread runs yet, and stays open here.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
+        }
+    }
+    Ok(())
+}
+
 /// Starts this program again with the same arguments, and waits until it is ready or has failed.
 pub fn start() -> io::Result<Report> {
+    let_go_of_descriptors()?;
     let mut words = std::env::args_os();
     let mut command = Command::new(std::env::current_exe()?);
     // By the name that we were called by, which may be that of a link.

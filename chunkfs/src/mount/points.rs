@@ -95,6 +95,11 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// Was the daemon behind this mount killed? Not by `stat`, which the kernel answers from what it remembers.
+pub fn is_dead(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_err_and(|error| error == rustix::io::Errno::NOTCONN)
+}
+
 /// Can this directory become a mount point? Gives its absolute path.
 pub fn check(path: &Path) -> Result<PathBuf, PointError> {
     let failed = |error: io::Error| match error.kind() {
@@ -103,8 +108,7 @@ pub fn check(path: &Path) -> Result<PathBuf, PointError> {
     };
     let full = absolute(path).map_err(failed)?;
     if let Some(mount) = at(&full).map_err(failed)? {
-        let dead = std::fs::metadata(&full).is_err_and(|error| error.raw_os_error() == Some(107));
-        return Err(match mount.is_chunkfs() && dead {
+        return Err(match mount.is_chunkfs() && is_dead(&full) {
             true => PointError::Dead { path: full },
             false => {
                 PointError::Mounted { path: full, what: format!("{} ({})", mount.source, mount.fs_type) }
@@ -131,9 +135,10 @@ pub fn check_place(path: &Path) -> Result<PathBuf, PointError> {
 }
 
 /// Neither may hold the other: a mount would hide the image, or the view would contain itself.
+/// A file that does not exist yet is where its directory is.
 pub fn check_apart(point: &Path, image: &Path) -> Result<(), PointError> {
     let nested = |image: &Path| PointError::Nested { path: point.to_owned(), image: image.to_owned() };
-    let Ok(image) = std::fs::canonicalize(image) else { return Ok(()) };
+    let Ok(image) = std::fs::canonicalize(image).or_else(|_| absolute(image)) else { return Ok(()) };
     match image.starts_with(point) || point.starts_with(&image) {
         true => Err(nested(&image)),
         false => Ok(()),

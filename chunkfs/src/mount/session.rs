@@ -37,6 +37,8 @@ pub enum SessionError {
     NoFuse(io::Error),
     #[error("mounting is not permitted: {0}; run as root, or install fuse3{1}")]
     NotPermitted(io::Error, &'static str),
+    #[error("mounting is not permitted: opening /dev/fuse: {0}; run as root, or let users open it")]
+    NoAccess(io::Error),
     #[error("mounting on {}: {error}", .path.display())]
     Mount { path: PathBuf, error: io::Error },
     #[error("{}: busy{}; end them, or use --lazy", .path.display(), by(.holders))]
@@ -92,11 +94,16 @@ fn config_of(options: &MountOptions) -> Config {
     config
 }
 
-fn explain(error: io::Error, point: &Path, options: &MountOptions) -> SessionError {
-    let device = Path::new("/dev/fuse");
-    if !device.exists() || std::fs::File::open(device).is_err_and(|error| error.raw_os_error() == Some(19)) {
-        return SessionError::NoFuse(error);
+/// Can FUSE be used at all? Found out before anything is changed.
+pub fn check_device() -> Result<(), SessionError> {
+    match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(SessionError::NoAccess(error)),
+        Err(error) => Err(SessionError::NoFuse(error)),
     }
+}
+
+fn explain(error: io::Error, point: &Path, options: &MountOptions) -> SessionError {
     let hint = if options.allow_other { ", and write `user_allow_other` to /etc/fuse.conf" } else { "" };
     match error.kind() {
         io::ErrorKind::PermissionDenied => SessionError::NotPermitted(error, hint),

@@ -4,10 +4,15 @@
 mod compare;
 mod queue;
 mod ranges;
+mod sample;
 mod tracked;
 mod worker;
 
 pub use compare::{Buffer, content_of};
 pub use queue::Retry;
+pub use sample::check_sample;
 pub use tracked::{LeafView, NotShown, Tracked, holes_of};
 pub use worker::{Progress, Resolver};
+
+#[cfg(test)]
+mod tests;

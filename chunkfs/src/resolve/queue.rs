@@ -14,23 +14,49 @@ pub(super) struct Parked {
 
 #[derive(Default)]
 pub(super) struct Queue {
-    pub parked: Vec<Parked>,
+    /// Those who wait for the fewest leaves come first, so that whoever asks for a directory keeps nobody from
+    /// a leaf; among equals, who came first.
+    parked: Vec<Parked>,
     pub stopped: bool,
     /// Leaves that a worker has: disk and range.
     pub leased: Vec<(usize, Range<u64>)>,
 }
 
 impl Queue {
-    /// Takes out whoever waits for one of these leaves.
-    pub(super) fn unpark(&mut self, disk: usize, leaves: &Range<u64>) -> Vec<Retry> {
-        let waits = |parked: &Parked| {
-            parked.disk == disk && parked.leaves.start < leaves.end && leaves.start < parked.leaves.end
-        };
+    pub(super) fn park(&mut self, new: Parked) {
+        let width = |parked: &Parked| parked.leaves.end - parked.leaves.start;
+        let at = self.parked.partition_point(|parked| width(parked) <= width(&new));
+        self.parked.insert(at, new);
+    }
+
+    pub(super) fn parked(&self) -> impl Iterator<Item = &Parked> {
+        self.parked.iter()
+    }
+
+    /// Does somebody wait for one of these leaves and no other?
+    pub(super) fn is_urgent(&self, disk: usize, leaves: &Range<u64>) -> bool {
+        self.parked
+            .iter()
+            .take_while(|parked| parked.leaves.end - parked.leaves.start == 1)
+            .any(|parked| parked.disk == disk && leaves.contains(&parked.leaves.start))
+    }
+
+    /// Takes out who waits on a disk for leaves of which `is_answer` is true.
+    pub(super) fn unpark(&mut self, disk: usize, is_answer: impl Fn(&Range<u64>) -> bool) -> Vec<Retry> {
+        let waits = |parked: &Parked| parked.disk == disk && is_answer(&parked.leaves);
         self.parked.extract_if(.., |parked| waits(parked)).map(|parked| parked.retry).collect()
     }
 
-    pub(super) fn is_leased(&self, disk: usize, leaf: u64) -> bool {
-        self.leased.iter().any(|(other, leaves)| *other == disk && leaves.contains(&leaf))
+    /// Takes out everybody. To be dropped when the queue is no longer locked: what is parked may hold the last
+    /// handle of whatever locks it.
+    pub(super) fn unpark_all(&mut self) -> Vec<Parked> {
+        std::mem::take(&mut self.parked)
+    }
+
+    /// Where the lease ends that a leaf is under. `None`: no worker has it.
+    pub(super) fn leased_to(&self, disk: usize, leaf: u64) -> Option<u64> {
+        let lease = self.leased.iter().find(|(other, leaves)| *other == disk && leaves.contains(&leaf));
+        lease.map(|(_, leaves)| leaves.end)
     }
 
     pub(super) fn release(&mut self, disk: usize, leaves: &Range<u64>) {

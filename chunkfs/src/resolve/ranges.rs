@@ -65,6 +65,10 @@ impl RangeSet {
         self.ranges.range(range.clone()).next().map(|(start, end)| *start..range.end.min(*end))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
     /// How many numbers there are.
     pub(super) fn len(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()
@@ -91,6 +95,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(ranges.len(), plain.len() as u64);
+            prop_assert_eq!(ranges.is_empty(), plain.is_empty());
             prop_assert_eq!(ranges.contains(probe), plain.contains(&probe));
             let asked = probe..probe + width;
             let first = plain.range(asked.clone()).next().copied();

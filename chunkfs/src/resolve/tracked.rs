@@ -65,6 +65,8 @@ pub(super) struct Live {
     pub all_from: u64,
     /// Where the scan goes on; a reader moves it to where it reads.
     pub cursor: u64,
+    /// Directories of leaves, by their number, of which one has got this generation's stamp.
+    changed: RangeSet,
     /// Why no more leaves can be compared.
     pub dead: Option<NotShown>,
     cache: LruCache<u64, Arc<LeafView>>,
@@ -86,6 +88,7 @@ impl Tracked {
             pending,
             all_from: disk.compared_to,
             cursor: 0,
+            changed: RangeSet::default(),
             dead: None,
             cache: LruCache::new(LEAVES_CACHED),
         };
@@ -105,8 +108,10 @@ impl Tracked {
             }
             (live.pending.contains(leaf.0), leaf.0 >= live.all_from)
         };
-        let record = self.index.run_at(self.slot, leaf)?.record;
-        if pending && !self.is_settled(leaf, &record, all)? {
+        // In this order: a leaf that stops being pending in between has its stamps in the index.
+        let (run, listed) = self.index.leaf_at(self.slot, leaf)?;
+        let record = run.record;
+        if pending && !self.is_settled(leaf, &record, listed, all) {
             return Err(self.live().dead.clone().unwrap_or(NotShown::Pending(leaf.0..leaf.0 + 1)));
         }
         let view = Arc::new(LeafView { holes: holes_of(&*self.source, &self.geometry, leaf)?, record });
@@ -115,36 +120,34 @@ impl Tracked {
     }
 
     /// Can the comparison change no stamp any more, for all candidates have this generation's already?
-    fn is_settled(&self, leaf: LeafIndex, record: &Record, all: bool) -> Result<bool, NotShown> {
+    fn is_settled(&self, leaf: LeafIndex, record: &Record, listed: LeafSet, all: bool) -> bool {
         if let Record::Uniform(chunk) = record
             && chunk.stamp == self.stamp
         {
-            return Ok(true);
+            return true;
         }
-        let candidates = self.candidates(leaf, record, all)?;
-        Ok(candidates.iter().all(|slot| record.chunk(slot).stamp == self.stamp))
+        let candidates = self.candidates(leaf, record, listed, all);
+        candidates.iter().all(|slot| record.chunk(slot).stamp == self.stamp)
     }
 
-    /// The chunks of a leaf that have to be compared.
-    pub(super) fn candidates(
-        &self,
-        leaf: LeafIndex,
-        record: &Record,
-        all: bool,
-    ) -> Result<LeafSet, IndexError> {
+    /// The chunks of a leaf that have to be compared: all, or those that the index lists and the unknown ones.
+    pub(super) fn candidates(&self, leaf: LeafIndex, record: &Record, listed: LeafSet, all: bool) -> LeafSet {
         let count = self.geometry.chunks_in(leaf);
-        let mut set = match all {
-            true => LeafSet::ALL,
-            false => self.index.candidates(self.slot, leaf)?.union(&record.unknown(count)),
-        };
+        let mut set = if all { LeafSet::ALL } else { listed.union(&record.unknown(count)) };
         (count..256).for_each(|slot| set.remove(slot));
-        Ok(set)
+        set
     }
 
     /// The newest stamp of some leaves: that of a directory.
     pub fn newest(&self, leaves: Range<u64>, tree: Tree) -> Result<Stamp, NotShown> {
         // In this order: a leaf that stops being pending in between has its stamp in the index.
-        let pending = self.live().pending.intersects(&leaves);
+        let pending = {
+            let live = self.live();
+            if live.has_changed_below(&leaves) {
+                return Ok(self.stamp);
+            }
+            live.pending.intersects(&leaves)
+        };
         let newest = self.index.newest_in(self.slot, leaves.clone(), tree)?;
         match newest {
             // It cannot become newer, whatever is found in the leaves that are left.
@@ -186,14 +189,28 @@ impl Tracked {
         }
     }
 
+    /// Is there an answer for whoever waits for these leaves? A directory's stamp is known when one of them is
+    /// known to have this generation's, or when none is left to compare.
+    pub(super) fn is_answered(&self, asked: &Range<u64>) -> bool {
+        let live = self.live();
+        live.dead.is_some() || !live.pending.intersects(asked) || live.has_changed_below(asked)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.live().pending.is_empty()
+    }
+
     /// Chunks that are still to be compared, in whole leaves.
     pub fn pending_leaves(&self) -> u64 {
         self.live().pending.len()
     }
 
-    /// Some leaves have been compared, and what was found is stored.
-    pub(super) fn done(&self, leaves: Range<u64>) {
+    /// Some leaves have been compared, and what was found is stored. `newest` is of their stamps, if any is new.
+    pub(super) fn done(&self, leaves: Range<u64>, newest: Option<Stamp>) {
         let mut live = self.live();
+        if newest == Some(self.stamp) {
+            live.changed.insert(directories_of(&leaves));
+        }
         if leaves.end - leaves.start == 1 {
             live.cache.pop(&leaves.start);
         } else {
@@ -212,6 +229,19 @@ impl Tracked {
         let end = self.geometry.leaf_count();
         LeafIndex(live.pending.first_in(&(live.all_from..end)).map_or(end, |range| range.start))
     }
+}
+
+impl Live {
+    /// Is it known without asking the index that the newest stamp below a directory is this generation's?
+    fn has_changed_below(&self, asked: &Range<u64>) -> bool {
+        let is_directory = asked.start.is_multiple_of(256) && asked.end.is_multiple_of(256);
+        is_directory && self.changed.intersects(&directories_of(asked))
+    }
+}
+
+/// The directories that hold some leaves' directories: 256 in each.
+fn directories_of(leaves: &Range<u64>) -> Range<u64> {
+    leaves.start / 256..leaves.end.div_ceil(256)
 }
 
 impl std::fmt::Debug for Tracked {

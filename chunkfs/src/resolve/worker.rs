@@ -9,9 +9,10 @@ use crate::core::geometry::{ByteRange, LeafIndex};
 use crate::core::layout::DiskSlot;
 use crate::index::record::{Chunk, Content, Record};
 use crate::index::{Index, IndexError, Publication, Run};
-use crate::source::next_data;
+use crate::source::{SourceError, next_data};
 use serde::Serialize;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -89,15 +90,12 @@ impl Resolver {
             // Dropped, it answers with an error.
             return;
         }
-        let live = shared.disks[disk].live();
         // Compared in the meantime: under the queue's lock, so that nobody is parked after the last wake-up.
-        if live.dead.is_some() || !live.pending.intersects(&leaves) {
-            drop(live);
+        if shared.disks[disk].is_answered(&leaves) {
             drop(queue);
             return retry();
         }
-        drop(live);
-        queue.parked.push(Parked { disk, leaves, retry });
+        queue.park(Parked { disk, leaves, retry });
         drop(queue);
         shared.wake.notify_all();
     }
@@ -126,7 +124,8 @@ impl Resolver {
                 tracing::error!("a comparing thread panicked");
             }
         }
-        self.shared.queue().parked.clear();
+        let waiting = self.shared.queue().unpark_all();
+        drop(waiting);
         self.shared.save_progress()
     }
 }
@@ -152,16 +151,23 @@ impl Shared {
             if batch.is_empty() {
                 since = Instant::now();
             }
-            match self.find(disk, leaf, &mut buffer) {
+            // A thread that ended here would keep its leaves for ever, and whoever waits for them.
+            let found = catch_unwind(AssertUnwindSafe(|| self.find(disk, leaf, &mut buffer)));
+            match found.unwrap_or_else(|_| Err(panicked(&self.disks[disk]))) {
                 Ok(finding) => batch.push(finding),
                 Err(why) => self.give_up(disk, leaf, why),
             }
-            if batch.len() >= BATCH_LEAVES || since.elapsed() >= BATCH_AGE || !self.queue().parked.is_empty()
-            {
+            if batch.len() >= BATCH_LEAVES || since.elapsed() >= BATCH_AGE || self.is_urgent(&batch) {
                 self.flush(&mut batch);
             }
         }
         self.flush(&mut batch);
+    }
+
+    /// Does somebody wait for a leaf of the batch? Whoever waits for a directory can wait for the batch, too.
+    fn is_urgent(&self, batch: &[Finding]) -> bool {
+        let queue = self.queue();
+        batch.iter().any(|finding| queue.is_urgent(finding.disk, &finding.leaves))
     }
 
     /// The next leaf to compare, leased to the caller. Waits while there is none; then stores the batch first.
@@ -190,7 +196,7 @@ impl Shared {
     }
 
     fn pick(&self, queue: &Queue) -> Option<(usize, LeafIndex)> {
-        let wanted = queue.parked.iter().find_map(|parked| self.pick_in(queue, parked.disk, &parked.leaves));
+        let wanted = queue.parked().find_map(|parked| self.pick_in(queue, parked.disk, &parked.leaves));
         wanted.or_else(|| {
             (0..self.disks.len()).find_map(|disk| {
                 let (cursor, end) = (self.disks[disk].live().cursor, self.disks[disk].geometry.leaf_count());
@@ -207,9 +213,10 @@ impl Shared {
         }
         let mut from = leaves.start;
         while let Some(found) = live.pending.first_in(&(from..leaves.end)) {
-            match found.clone().find(|leaf| !queue.is_leased(disk, *leaf)) {
-                Some(leaf) => return Some((disk, LeafIndex(leaf))),
-                None => from = found.end,
+            // From lease to lease, not from leaf to leaf: an empty disk is leased as a whole.
+            match queue.leased_to(disk, found.start) {
+                None => return Some((disk, LeafIndex(found.start))),
+                Some(end) => from = end,
             }
         }
         None
@@ -217,13 +224,12 @@ impl Shared {
 
     fn find(&self, number: usize, leaf: LeafIndex, buffer: &mut Buffer) -> Result<Finding, NotShown> {
         let disk = &self.disks[number];
-        let run = disk.index.run_at(disk.slot, leaf)?;
+        let (run, listed) = disk.index.leaf_at(disk.slot, leaf)?;
         if let Some(finding) = self.find_empty_run(number, leaf, &run)? {
             return Ok(finding);
         }
         let all = leaf.0 >= disk.live().all_from;
-        let listed = disk.index.candidates(disk.slot, leaf)?;
-        let candidates = disk.candidates(leaf, &run.record, all)?;
+        let candidates = disk.candidates(leaf, &run.record, listed, all);
         let compared =
             compare(&*disk.source, &disk.geometry, leaf, &run.record, &candidates, disk.stamp, buffer)?;
         self.bytes_read.fetch_add(compared.bytes_read, Ordering::Relaxed);
@@ -278,7 +284,7 @@ impl Shared {
         let zero = Content::Zero;
         let stamp = if known.content == zero { known.stamp } else { disk.stamp };
         let record = Record::Uniform(Chunk { stamp, content: zero });
-        let same = record == run.record && leaves.start >= disk.live().all_from;
+        let same = record == run.record && !disk.index.has_candidates(disk.slot, &leaves)?;
         let run = Run { leaves: leaves.clone(), record };
         let publication = (!same).then_some(Publication { slot: disk.slot, run, still_open: LeafSet::EMPTY });
         Ok(Some(Finding { disk: number, leaves, publication }))
@@ -299,11 +305,14 @@ impl Shared {
             return;
         }
         let mut retries = Vec::new();
-        for finding in batch.drain(..) {
+        for Finding { disk, leaves, publication } in batch.drain(..) {
+            let newest = publication.map(|publication| publication.run.record.newest());
             let mut queue = self.queue();
-            self.disks[finding.disk].done(finding.leaves.clone());
-            queue.release(finding.disk, &finding.leaves);
-            retries.extend(queue.unpark(finding.disk, &finding.leaves));
+            self.disks[disk].done(leaves.clone(), newest);
+            queue.release(disk, &leaves);
+            retries.extend(queue.unpark(disk, |asked| {
+                asked.start < leaves.end && leaves.start < asked.end && self.disks[disk].is_answered(asked)
+            }));
         }
         for retry in retries {
             retry();
@@ -312,7 +321,7 @@ impl Shared {
     }
 
     fn note_progress(&self) {
-        let done = self.disks.iter().all(|disk| disk.pending_leaves() == 0);
+        let done = self.disks.iter().all(|disk| disk.is_done());
         if done {
             self.finished.lock().expect("no panic while the lock is held").get_or_insert_with(Instant::now);
         }
@@ -338,9 +347,15 @@ impl Shared {
         self.disks[disk].live().dead.get_or_insert(why);
         let mut queue = self.queue();
         queue.leased.retain(|(other, leaves)| *other != disk || !leaves.contains(&leaf.0));
-        let everybody = 0..u64::MAX;
-        let retries = queue.unpark(disk, &everybody);
+        let retries = queue.unpark(disk, |_| true);
         drop(queue);
         retries.into_iter().for_each(|retry| retry());
     }
+}
+
+fn panicked(disk: &Tracked) -> NotShown {
+    NotShown::Source(SourceError::Damaged {
+        what: disk.source.describe(),
+        why: "comparing it made chunkfs panic; please report this".to_owned(),
+    })
 }

@@ -2,22 +2,18 @@
 
 use super::open::OpenedDisk;
 use super::spec::{FileSpec, ViewSpec};
-use crate::core::geometry::{ChunkIndex, Geometry};
+use crate::core::geometry::Geometry;
 use crate::core::layout::DiskSlot;
 use crate::core::stamp::{Generation, HEAD_START_SECS, Stamp};
 use crate::error::CommandError;
-use crate::index::record::Content;
-use crate::index::{Access, DiskAtOpen, DiskState, Index, Tracking};
+use crate::index::{Access, DiskAtOpen, Index, Tracking};
 use crate::mount::control::DiskStatus;
-use crate::resolve::{Buffer, Resolver, Tracked, content_of};
+use crate::mount::session;
+use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
-use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView};
-use std::io::Read;
+use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// How many clean chunks of a disk are read all the same (T4).
-const SAMPLE: u64 = 16;
 
 /// A view that can be mounted as soon as the clock has reached its stamp.
 #[derive(Debug)]
@@ -50,7 +46,13 @@ pub(super) fn assemble(
     wait: Duration,
     threads: usize,
 ) -> Result<Assembled, CommandError> {
+    // All that can be wrong is found out before the index is touched.
+    check_names(
+        spec.disks.iter().map(|disk| disk.name.as_str()),
+        spec.files.iter().map(|file| file.name.as_str()),
+    )?;
     let opened = spec.disks.iter().map(OpenedDisk::open).collect::<Result<Vec<_>, _>>()?;
+    session::check_device()?;
     let index = spec.index.as_ref().map(|path| Index::open(path, Access::Write { wait })).transpose()?;
     match index {
         None => without_index(spec, opened, owner),
@@ -115,51 +117,6 @@ fn with_index(
         sources,
         indexed: Some(indexed),
     })
-}
-
-/// Reads some chunks that are said to be unchanged. One that is not makes this generation and the next compare
-/// everything: nothing has been shown yet, so nothing wrong ever is.
-fn check_sample(index: &Index, source: &dyn Source, state: &mut DiskState) -> Result<(), CommandError> {
-    if matches!(state.tracking, Tracking::Digests { .. }) {
-        return Ok(());
-    }
-    let settled = state.compared_to * crate::core::geometry::CHUNKS_PER_LEAF;
-    let clean_to = settled.min(state.geometry.chunk_count());
-    let mut buffer = Buffer::default();
-    for number in random_numbers(clean_to)? {
-        let chunk = ChunkIndex(number);
-        let record = index.run_at(state.slot, chunk.leaf())?.record;
-        let known = record.chunk(chunk.slot_in_leaf()).content;
-        let candidate = index.candidates(state.slot, chunk.leaf())?.contains(chunk.slot_in_leaf());
-        if candidate || known == Content::Unknown {
-            continue;
-        }
-        let range = state.geometry.range_of(chunk).expect("the chunk is in the image");
-        // What cannot be read is found out by whoever reads it.
-        let Ok(now) = content_of(source, range, &mut buffer, &mut 0) else { continue };
-        if now != known {
-            let why = format!("chunk {number} was said to be unchanged, and is not");
-            tracing::error!("disk {}: {why}; this view and the next compare all chunks", state.name);
-            index.distrust(state.slot)?;
-            state.compared_to = 0;
-            state.tracking = Tracking::Digests { why };
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Up to `SAMPLE` numbers below `below`.
-fn random_numbers(below: u64) -> Result<Vec<u64>, CommandError> {
-    if below == 0 {
-        return Ok(Vec::new());
-    }
-    let mut bytes = [0; 8 * SAMPLE as usize];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut bytes))
-        .map_err(CommandError::io("reading random numbers"))?;
-    let (words, _) = bytes.as_chunks::<8>();
-    Ok(words.iter().map(|word| u64::from_le_bytes(*word) % below).collect())
 }
 
 fn plain_file(file: &FileSpec, stamp: Stamp, index: Option<&Index>) -> Result<PlainFile, CommandError> {

@@ -7,6 +7,7 @@ use crate::core::geometry::{ByteRange, ChunkSize, Geometry};
 use crate::error::CommandError;
 use crate::index::{DiskAtOpen, DiskState, Evidence, Tracking};
 use crate::source::Source;
+use crate::source::ahead::ReadAhead;
 use crate::source::guarded::GuardedSource;
 use crate::source::image::{Identity, ImageSource};
 use crate::source::nbd::{NbdAddress, NbdOptions, NbdSource};
@@ -68,7 +69,7 @@ fn open_source(disk: &DiskSpec) -> Result<Opened, CommandError> {
             let image =
                 ImageSource::open(path).map_err(|error| CommandError::Image { path: path.clone(), error })?;
             let identity = image.identity();
-            Ok((Arc::new(image), identity, None))
+            Ok((Arc::new(ReadAhead::new(image)), identity, None))
         }
         (SourceSpec::Nbd(uri), ChangesSpec::Bitmap { context, .. }) => {
             let export = Arc::new(connect(uri, vec![context.clone()])?);

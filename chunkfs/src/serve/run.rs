@@ -48,7 +48,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
         super::SourceSpec::Image(path) => Some(path),
         super::SourceSpec::Nbd(_) => None,
     });
-    images.chain(&spec.index).try_for_each(|path| points::check_apart(&point, path))?;
+    let files = images.chain(&spec.index).chain(&serving.log);
+    files.into_iter().try_for_each(|path| points::check_apart(&point, path))?;
     let Assembled { view, stamp, disks, sources, indexed } =
         assemble(spec, serving.owner, INDEX_WAIT, serving.threads)?;
     wait_for_clock(stamp);
@@ -61,6 +62,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
     };
     // Whether it was ever mounted or not: nobody can see it any more.
     let closed = indexed.as_ref().map_or(Ok(()), close);
+    // Before anybody hears that it is closed: its file is the only one then.
+    drop(indexed);
     finish(served, closed)
 }
 
@@ -81,6 +84,8 @@ fn with_point<T>(point: &Path, serve: impl FnOnce() -> Result<T, CommandError>) 
 /// Serves a view that has no index.
 pub fn serve_joined<V: View>(view: Arc<V>, stamp: Stamp, serving: &Serving) -> Result<(), CommandError> {
     let point = points::check(&serving.point)?;
+    serving.log.iter().try_for_each(|path| points::check_apart(&point, path))?;
+    session::check_device()?;
     finish(serve(view, &point, serving, &Facts::without_disks(stamp)), Ok(()))
 }
 

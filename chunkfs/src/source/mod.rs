@@ -4,6 +4,7 @@
 pub mod memory;
 pub mod faulty;
 pub mod image;
+pub mod ahead;
 pub mod guarded;
 pub mod nbd;
 pub mod beneath;
@@ -25,6 +26,17 @@ pub trait Source: Send + Sync {
 
     /// Fills `buffer` with the bytes from `offset` on. The range lies inside the image.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError>;
+
+    /// As `read_at`, into a buffer that becomes as long as the range; it may be exchanged for another.
+    fn read_into(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<(), SourceError> {
+        buffer.resize(range.len() as usize, 0);
+        self.read_at(range.start, buffer)
+    }
+
+    /// Whoever read up to `end` has got it: there is time to fetch what comes next.
+    fn read_ahead(&self, end: u64) {
+        _ = end;
+    }
 
     /// Which parts of `range` hold data and which are known to be zero, in order, tiling the range.
     /// May say data where there are zeros, never the other way round. May cover only a first part of the range,

@@ -174,10 +174,36 @@ impl Disk {
         let Some(left) = range.len().checked_sub(offset) else { return Ok(0) };
         let count = left.min(buffer.len() as u64) as usize;
         self.source.read_at(range.start + offset, &mut buffer[..count])?;
+        self.follow(chunk);
+        Ok(count)
+    }
+
+    /// As `read_chunk`, into a buffer that the source may exchange.
+    pub(super) fn read_chunk_into(
+        &self,
+        chunk: ChunkIndex,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ViewError> {
+        let range = self.geometry.range_of(chunk).ok_or(ViewError::NoEntry)?;
+        let start = range.start.saturating_add(offset).min(range.end);
+        self.source.read_into(ByteRange::new(start, range.end.min(start + size as u64)), buffer)?;
+        self.follow(chunk);
+        Ok(())
+    }
+
+    pub(super) fn read_ahead(&self, chunk: ChunkIndex, end: u64) {
+        if let Some(range) = self.geometry.range_of(chunk) {
+            self.source.read_ahead(range.start.saturating_add(end).min(range.end));
+        }
+    }
+
+    /// What a reader brings into the page cache is compared next.
+    fn follow(&self, chunk: ChunkIndex) {
         if let Stamps::Tracked(tracked) = &self.stamps {
             tracked.follow(chunk.leaf());
         }
-        Ok(count)
     }
 
     fn digests_text(&self, leaf: LeafIndex) -> Result<String, ViewError> {

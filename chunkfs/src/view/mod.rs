@@ -7,7 +7,7 @@ mod whole;
 
 pub use disk::{Disk, Stamps};
 pub use joined::JoinedImage;
-pub use whole::{Layout, LayoutError, Owner, PlainFile, WholeView};
+pub use whole::{Layout, LayoutError, Owner, PlainFile, WholeView, check_names};
 
 use crate::core::layout::{DiskSlot, Inode};
 use crate::core::stamp::Stamp;
@@ -130,6 +130,25 @@ pub trait View: Send + Sync + 'static {
 
     /// Fills the front of `buffer` with the bytes from `offset` on; fewer than fit only at the end of the file.
     fn read(&self, file: Inode, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError>;
+
+    /// As `read`, of `size` bytes, into a buffer that becomes as long as what there was to read.
+    fn read_into(
+        &self,
+        file: Inode,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ViewError> {
+        buffer.resize(size, 0);
+        let count = self.read(file, offset, buffer)?;
+        buffer.truncate(count);
+        Ok(())
+    }
+
+    /// Whoever read a file up to `end` has got it: there is time to fetch what comes next.
+    fn read_ahead(&self, file: Inode, end: u64) {
+        _ = (file, end);
+    }
 
     fn seek(&self, file: Inode, offset: u64, to: Seek) -> Result<u64, ViewError>;
 

@@ -67,6 +67,26 @@ pub enum LayoutError {
     Twice(String),
 }
 
+/// Can disks and files of these names stand beside each other?
+pub fn check_names<'a>(
+    disks: impl Iterator<Item = &'a str>,
+    files: impl Iterator<Item = &'a str>,
+) -> Result<(), LayoutError> {
+    let trees = disks.flat_map(|name| [name.to_owned(), format!("{name}.b3")]).map(|name| (name, None));
+    let files = files.map(|name| (name.to_owned(), Some(FileNumber::of_name(name))));
+    let all: Vec<(String, Option<FileNumber>)> = trees.chain(files).collect();
+    for (at, (name, number)) in all.iter().enumerate() {
+        let is_none = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']);
+        if is_none || name.len() > 253 {
+            return Err(LayoutError::Name(name.clone()));
+        }
+        if all[..at].iter().any(|(other, taken)| other == name || (number.is_some() && taken == number)) {
+            return Err(LayoutError::Twice(name.clone()));
+        }
+    }
+    Ok(())
+}
+
 impl WholeView {
     pub fn new(
         disks: Vec<Disk>,
@@ -86,19 +106,10 @@ impl WholeView {
         let plain =
             files.iter().map(|file| (file.name.clone(), Target::File(FileNumber::of_name(&file.name))));
         let root: Vec<(String, Target)> = trees.chain(plain).collect();
-        for (at, (name, target)) in root.iter().enumerate() {
-            if name.is_empty()
-                || name == "."
-                || name == ".."
-                || name.contains(['/', '\0'])
-                || name.len() > 253
-            {
-                return Err(LayoutError::Name(name.clone()));
-            }
-            if root[..at].iter().any(|(other, taken)| other == name || taken == target) {
-                return Err(LayoutError::Twice(name.clone()));
-            }
-        }
+        check_names(
+            disks.iter().map(|disk| disk.name.as_str()),
+            files.iter().map(|file| file.name.as_str()),
+        )?;
         Ok(WholeView { disks, files, layout, owner, resolver, root })
     }
 
@@ -284,6 +295,35 @@ impl View for WholeView {
                 source.read_at(offset, &mut buffer[..count])?;
                 Ok(count)
             }
+        }
+    }
+
+    fn read_into(
+        &self,
+        file: Inode,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ViewError> {
+        match self.target(file)? {
+            Target::Node(slot, Tree::Chunks, node) if node.chunk().is_some() => {
+                let chunk = node.chunk().expect("the guard has seen one");
+                self.disk(slot)?.read_chunk_into(chunk, offset, size, buffer)
+            }
+            _ => {
+                buffer.resize(size, 0);
+                let count = self.read(file, offset, buffer)?;
+                buffer.truncate(count);
+                Ok(())
+            }
+        }
+    }
+
+    fn read_ahead(&self, file: Inode, end: u64) {
+        if let Ok(Target::Node(slot, Tree::Chunks, node)) = self.target(file)
+            && let (Ok(disk), Some(chunk)) = (self.disk(slot), node.chunk())
+        {
+            disk.read_ahead(chunk, end);
         }
     }
 

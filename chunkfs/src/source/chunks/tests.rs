@@ -215,7 +215,7 @@ fn a_directory_that_tells_too_little_is_refused() {
     fs::write(odd.chunk(0), "odd").unwrap();
     assert_eq!(
         refusal(&odd),
-        "vda: its first chunks do not tell the chunk size: they are missing or damaged"
+        "vda: its first chunks do not tell the chunk size: they are missing or damaged; give --chunk-size"
     );
 
     let linked = split(&pattern(8192), CHUNK);

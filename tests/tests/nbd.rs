@@ -1,0 +1,185 @@
+//! Disks that an NBD server exports: right, slow, failing and gone. With the servers of QEMU and nbdkit.
+
+use rustix::io::Errno;
+use std::time::{Duration, Instant};
+use tests::image::noise;
+use tests::nbd::Server;
+use tests::{CHUNK, Home, Image, chunk, process};
+
+const COMPARE: &str = "find mnt -type f | LC_ALL=C sort | xargs cat | cmp - disk.img";
+
+#[test]
+fn fuse_an_export_is_shown_as_its_image_would_be() {
+    for server in ["qemu", "nbdkit"] {
+        let home = Home::new("export");
+        let image = Image::sparse(&home.path("disk.img"), 300 * CHUNK);
+        image.write(3 * CHUNK, &noise(3, 40 * CHUNK as usize));
+        image.write(299 * CHUNK + 17, b"x");
+        let start = || match server {
+            "qemu" => Server::qemu(&home, "disk.img"),
+            _ => Server::nbdkit(&home, &format!("file {}", home.path("disk.img").display())),
+        };
+        let served = start();
+        for index in ["", "--index i"] {
+            home.mount(&format!("{index} {}", served.uri));
+            home.sh(COMPARE).ok();
+            let zero = home.sh("find mnt -type f -size 0c -o -type f -printf '%b\\n' | grep -c '^0$'").ok();
+            assert_eq!(zero.trim(), "259", "{server}: holes have no blocks");
+            home.unmount();
+        }
+        drop(served);
+        image.write(5 * CHUNK, b"changed");
+        let served = start();
+        home.mount(&format!("--index i {}", served.uri));
+        assert_eq!(home.status("mnt")["scan"]["changed_chunks"], 1, "{server}");
+        home.sh(COMPARE).ok();
+        home.unmount();
+        let files = home.run("chunkfs index diff --format files-from i").ok();
+        assert_eq!(files, format!("{}\n", chunk(5)), "{server}");
+    }
+}
+
+#[test]
+fn fuse_an_export_that_is_not_there_is_refused() {
+    let home = Home::new("noexport");
+    Image::full(&home.path("disk.img"), CHUNK);
+    let served = Server::qemu(&home, "disk.img");
+    let other = served.uri.replace("/disk?", "/other?");
+    let refused = home.run(&format!("chunkfs mount --index i {other} mnt"));
+    refused.failed(1, &["other"]);
+    assert!(!home.is_mounted("mnt") && !home.path("i").exists());
+    drop(served);
+    let socket = home.path("qemu.sock");
+    let _ = std::fs::remove_file(&socket);
+    let gone = home.run(&format!("chunkfs mount --index i nbd+unix:///disk?socket={} mnt", socket.display()));
+    gone.failed(1, &["qemu.sock"]);
+    std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let silent =
+        home.run(&format!("chunkfs mount --index i nbd+unix:///disk?socket={} mnt", socket.display()));
+    silent.failed(1, &["qemu.sock"]);
+    assert!(!home.is_mounted("mnt") && !home.path("i").exists());
+}
+
+#[test]
+fn fuse_a_bad_sector_fails_its_chunk_and_no_other() {
+    let home = Home::new("badsector");
+    Image::full(&home.path("disk.img"), 20 * CHUNK);
+    // The error filter fails every read while the trigger file is there.
+    let words = format!(
+        "--filter=error file {} error-pread=EIO error-pread-rate=100% error-file={}",
+        home.path("disk.img").display(),
+        home.path("trigger").display()
+    );
+    let served = Server::nbdkit(&home, &words);
+    home.mount(&format!("--index i {}", served.uri));
+    home.run("touch trigger").ok();
+    let error = std::fs::read(home.path("mnt").join(chunk(4))).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+    home.run("rm trigger").ok();
+    // The disk is as it was, so that reading goes on.
+    home.sh(COMPARE).ok();
+    home.unmount();
+    // Errors while comparing: what cannot be read counts as changed, and is compared again next time.
+    home.run("touch trigger").ok();
+    home.run(&format!("chunkfs mount --index i {} mnt", served.uri)).ok();
+    process::until("the comparison", process::LIMIT, || home.status("mnt")["scan"]["done"] == true);
+    assert_eq!(home.status("mnt")["scan"]["changed_chunks"], 20);
+    home.unmount();
+    home.run("rm trigger").ok();
+    home.mount(&format!("--index i {}", served.uri));
+    home.sh(COMPARE).ok();
+}
+
+#[test]
+fn fuse_a_server_that_dies_fails_reads_and_the_view_can_be_unmounted() {
+    for server in ["qemu", "nbdkit"] {
+        let home = Home::new("dies");
+        Image::full(&home.path("disk.img"), 50 * CHUNK);
+        let mut served = match server {
+            "qemu" => Server::qemu(&home, "disk.img"),
+            _ => Server::nbdkit(&home, &format!("file {}", home.path("disk.img").display())),
+        };
+        home.mount(&format!("--index i {}", served.uri));
+        let pid = home.daemon("mnt");
+        assert!(std::fs::read(home.path("mnt").join(chunk(4))).is_ok());
+        served.kill();
+        for number in [4, 30] {
+            let begun = Instant::now();
+            let error = std::fs::read(home.path("mnt").join(chunk(number))).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()), "{server}");
+            assert!(begun.elapsed() < Duration::from_secs(40), "{server}");
+        }
+        assert!(home.is_running(pid));
+        // Not even when it comes back: it may serve something else by now.
+        let _again = match server {
+            "qemu" => Server::qemu(&home, "disk.img"),
+            _ => Server::nbdkit(&home, &format!("file {}", home.path("disk.img").display())),
+        };
+        assert!(std::fs::read(home.path("mnt").join(chunk(4))).is_err(), "{server}");
+        home.unmount();
+        home.wait_for_end_of(pid);
+    }
+}
+
+#[test]
+fn fuse_readers_wait_for_a_slow_source_and_umount_does_not() {
+    let home = Home::new("slow");
+    let image = Image::full(&home.path("disk.img"), 3000 * CHUNK / 64);
+    let file = home.path("disk.img");
+    let fast = Server::nbdkit(&home, &format!("file {}", file.display()));
+    home.mount(&format!("--chunk-size 4096 --index i {}", fast.uri));
+    home.unmount();
+    drop(fast);
+    image.write(2999 * 4096, b"changed");
+    let slow = Server::nbdkit(&home, &format!("--filter=delay file {} rdelay=50ms", file.display()));
+    home.run(&format!("chunkfs mount --chunk-size 4096 --index i {} mnt", slow.uri)).ok();
+    assert_eq!(home.status("mnt")["scan"]["done"], false, "the comparison is still under way");
+    // Who asks is served before the rest of the disk: here the last leaf of 12.
+    let begun = Instant::now();
+    let newest = home.sh(&format!("stat -c %Y mnt/{}", chunk(2999))).ok();
+    let other = home.sh(&format!("stat -c %Y mnt/{}", chunk(2998))).ok();
+    assert!(newest.trim().parse::<i64>().unwrap() > other.trim().parse::<i64>().unwrap());
+    let took = begun.elapsed();
+    assert_eq!(std::fs::read(home.path("mnt").join(chunk(1))).unwrap(), image.read(4096, 4096));
+    // Somebody waits for the root, which needs every leaf, while it is unmounted.
+    let mut waiting = home.start("find mnt -newermt @0");
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    let pid = home.daemon("mnt");
+    let umount = home.run("chunkfs umount --lazy mnt");
+    assert!(umount.status == 0 || begun.elapsed() < Duration::from_secs(30), "{umount:?}");
+    home.wait_for_end_of(pid);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let _ = waiting.kill();
+    waiting.wait().unwrap();
+    assert!(took < Duration::from_secs(25), "{took:?}");
+    assert!(!home.is_mounted("mnt"));
+}
+
+#[test]
+fn fuse_a_signal_ends_a_view_whose_readers_wait_for_a_comparison() {
+    let home = Home::new("slowsignal");
+    Image::full(&home.path("disk.img"), 40 << 20);
+    let file = home.path("disk.img");
+    let fast = Server::nbdkit(&home, &format!("file {}", file.display()));
+    home.mount(&format!("--index i {}", fast.uri));
+    home.unmount();
+    drop(fast);
+    let slow = Server::nbdkit(&home, &format!("--filter=delay file {} rdelay=2s", file.display()));
+    home.run(&format!("chunkfs mount --index i {} mnt", slow.uri)).ok();
+    let mut readers: Vec<_> =
+        (0..20).map(|number| home.start(&format!("stat mnt/{}", chunk(number)))).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = home.daemon("mnt");
+    let begun = Instant::now();
+    home.kill(pid, rustix::process::Signal::TERM);
+    process::until("the end", Duration::from_secs(30), || !home.is_running(pid));
+    assert!(!home.is_mounted("mnt"), "after {:?}", begun.elapsed());
+    for reader in &mut readers {
+        assert!(process::wait(reader, Duration::from_secs(10)).is_some(), "a reader waits for ever");
+    }
+    drop(slow);
+    let fast = Server::nbdkit(&home, &format!("file {}", file.display()));
+    home.mount(&format!("--index i {}", fast.uri));
+    home.sh(COMPARE).ok();
+}
