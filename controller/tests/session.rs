@@ -308,3 +308,13 @@ fn an_unknown_vm_is_told_from_a_broken_host() {
         (1, "there is no domain \"nobody\": see `virt-backup list`")
     );
 }
+
+#[test]
+fn a_process_that_mounted_may_clean_up_itself() {
+    let world = running();
+    process(&world, |host| {
+        command::chunkmount(host, &places(), "mail01", &options(), JobLimit::Unlimited, &|| false).unwrap();
+        command::cleanup(host, &places(), "mail01").unwrap();
+    });
+    assert_eq!(files(&world), [""; 0]);
+}

@@ -250,7 +250,11 @@ impl Guests for Machine {
         if !active(&domain)? {
             return Ok(Removal::AlreadyGone);
         }
-        let thawed = ffi::thaw(&domain).map_err(told)?;
+        let thawed = match ffi::thaw(&domain) {
+            // Without an agent it never was frozen.
+            Err(error) if ffi::is(&error, ErrorNumber::ArgumentUnsupported) => 0,
+            thawed => thawed.map_err(told)?,
+        };
         Ok(if thawed > 0 { Removal::Removed } else { Removal::AlreadyGone })
     }
 }

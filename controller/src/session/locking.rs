@@ -24,7 +24,7 @@ pub(super) fn take(
     let (vm, boot, worker) = (names.vm().clone(), host.boot_id()?, host.this_process()?);
     // Until its daemon is stopped, a lock that is taken over goes on to name it: the job stays counted.
     let view = match &previous {
-        Holder::Showing(lock) => lock.view.clone(),
+        Holder::Showing(lock) | Holder::Working(lock) => lock.view.clone(),
         _ => None,
     };
     let mine = Lock { version: lock::VERSION, vm, job, boot, worker, view };
@@ -43,6 +43,10 @@ pub(super) fn take(
         }
         // Nobody else takes it over at the same time: we hold the guard.
         Holder::Showing(_) | Holder::Dead(_) => {
+            host.replace(&path, text.as_bytes()).context("take over the lock")?;
+        }
+        // Ours, of an earlier session of this process: nobody else with our guard can be us.
+        Holder::Working(lock) if lock.worker == mine.worker => {
             host.replace(&path, text.as_bytes()).context("take over the lock")?;
         }
         Holder::Working(lock) => {

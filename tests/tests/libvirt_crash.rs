@@ -1,0 +1,181 @@
+//! Whatever is killed, and whenever: cleanup leaves nothing, the guest has lost nothing, the next backup is right.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tests::libvirt::{Disk, Guest, Lab, virsh, with_libvirt};
+
+const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+}
+
+fn pid_of(file: &str) -> u32 {
+    fs::read_to_string(file).unwrap().trim().parse().unwrap()
+}
+
+/// A guest that was backed up once, and has written since.
+fn backed_up(lab: &Lab) -> Guest {
+    let mut guest = lab.guest("mail01", &DISKS);
+    guest.write(0, 1, 0, 4 << 20);
+    guest.write(1, 2, 0, 4 << 20);
+    lab.run(&["chunkmount", "mail01"]).ok();
+    lab.rsync("mail01");
+    lab.run(&["cleanup", "mail01"]).ok();
+    guest.write_chunks(0, 3, [1, 20]);
+    guest
+}
+
+/// Cleans up, looks for what is left, and backs up again.
+fn recover(lab: &Lab, guest: &mut Guest, story: &str) {
+    println!("after {story}");
+    lab.run(&["cleanup", "mail01"]).ok();
+    lab.assert_nothing_left(guest);
+    lab.run(&["cleanup", "mail01"]).ok();
+    guest.write_chunks(0, 4, [2, 20, 40]);
+    guest.write_chunks(1, 4, [3]);
+    lab.run(&["chunkmount", "mail01"]).ok();
+    lab.rsync("mail01");
+    lab.assert_restored("mail01", &guest.content);
+    lab.run(&["cleanup", "mail01"]).ok();
+    lab.assert_nothing_left(guest);
+    assert_eq!(guest.checkpoints().len(), 1, "{story}: {:?}", guest.checkpoints());
+    guest.assert_content();
+}
+
+#[test]
+fn libvirt_virt_backup_may_be_killed_after_any_line_of_its_journal() {
+    with_libvirt("libvirt_virt_backup_may_be_killed_after_any_line_of_its_journal", |lab| {
+        let mut guest = backed_up(lab);
+        let journal = lab.state.join("mail01/journal");
+        for lines in 0.. {
+            let mut child = lab.spawn(&["chunkmount", "mail01"]);
+            let written =
+                || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+            let ended = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break Some(status);
+                }
+                if written() >= lines {
+                    break None;
+                }
+            };
+            if let Some(status) = ended {
+                assert!(status.success());
+                println!("killed after each of {lines} lines");
+                assert!(lines > 20, "a journal has more than {lines} lines");
+                recover(lab, &mut guest, "a job that was not killed");
+                return;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            recover(lab, &mut guest, &format!("a kill at line {lines}"));
+        }
+    });
+}
+
+#[test]
+fn libvirt_the_daemon_may_be_killed() {
+    with_libvirt("libvirt_the_daemon_may_be_killed", |lab| {
+        let mut guest = backed_up(lab);
+        lab.run(&["chunkmount", "mail01"]).ok();
+        kill(lab.daemon("mail01"));
+        let point = lab.path("b").join("mail01");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // Never an empty directory; for a moment "software caused connection abort".
+        while fs::read_dir(&point).err().and_then(|error| error.raw_os_error()) != Some(107) {
+            assert!(Instant::now() < deadline, "{:?}", fs::read_dir(&point));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let status = lab.run(&["status"]);
+        assert_eq!(status.status, 3);
+        assert!(status.stdout.contains("run cleanup"), "{status:?}");
+        recover(lab, &mut guest, "the daemon was killed");
+    });
+}
+
+#[test]
+fn libvirt_libvirtd_may_be_killed_and_started_again_under_a_view() {
+    with_libvirt("libvirt_libvirtd_may_be_killed_and_started_again_under_a_view", |lab| {
+        let mut guest = backed_up(lab);
+        lab.run(&["chunkmount", "mail01"]).ok();
+        let then = guest.content.clone();
+        kill(pid_of("/run/libvirt/libvirtd.pid"));
+        lab.rsync("mail01");
+        lab.assert_restored("mail01", &then);
+        let refused = lab.run(&["cleanup", "mail01"]);
+        assert_eq!(refused.status, 3, "without libvirt the job cannot be ended: {refused:?}");
+
+        let start =
+            Command::new("libvirtd").args(["--daemon", "--pid-file", "/run/libvirt/libvirtd.pid"]).status();
+        assert!(start.unwrap().success());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !virsh(&["domstate", "mail01"]).0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        recover(lab, &mut guest, "libvirtd was killed");
+    });
+}
+
+#[test]
+fn libvirt_a_guest_may_be_killed_under_its_view() {
+    with_libvirt("libvirt_a_guest_may_be_killed_under_its_view", |lab| {
+        let mut guest = backed_up(lab);
+        lab.run(&["chunkmount", "mail01"]).ok();
+        kill(pid_of("/run/libvirt/qemu/mail01.pid"));
+        while !virsh(&["domstate", "mail01"]).1.contains("shut off") {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let chunk = lab.path("b").join("mail01/mail01_vda/00/00/00/00/00/00/00/05");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let error = loop {
+            match fs::read(&chunk) {
+                Err(error) => break error,
+                Ok(_) => assert!(Instant::now() < deadline, "the view goes on without its source"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(error.raw_os_error(), Some(5));
+        assert_eq!(lab.status()[0]["state"], "failed");
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+        guest.start();
+        recover(lab, &mut guest, "QEMU was killed");
+    });
+}
+
+#[test]
+fn libvirt_a_view_outlives_whoever_called_for_it() {
+    with_libvirt("libvirt_a_view_outlives_whoever_called_for_it", |lab| {
+        let guest = backed_up(lab);
+        // A session of its own, as sshd gives one, that is killed as a whole.
+        let virt_backup = lab.command(&["chunkmount", "mail01"]);
+        let mut caller = Command::new("setsid");
+        caller.args(["--wait", "sh", "-c", "\"$@\"; touch \"$READY\"; exec sleep 100", "sh"]);
+        caller.arg(virt_backup.get_program()).args(virt_backup.get_args());
+        caller
+            .env("READY", lab.path("ready"))
+            .envs(virt_backup.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let mut caller = caller.spawn().unwrap();
+        while !lab.path("ready").exists() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let killed = Command::new("pkill").args(["-KILL", "-s"]).arg(session_of(caller.id())).status();
+        assert!(killed.unwrap().success());
+        caller.wait().unwrap();
+        lab.rsync("mail01");
+        lab.assert_restored("mail01", &guest.content);
+        assert_eq!(lab.status()[0]["state"], "shown");
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+    });
+}
+
+/// The session that the only child of a process leads.
+fn session_of(parent: u32) -> String {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    children.split_whitespace().next().unwrap_or(&parent.to_string()).to_owned()
+}
