@@ -53,10 +53,17 @@ impl Queue {
         std::mem::take(&mut self.parked)
     }
 
-    /// Where the lease ends that a leaf is under. `None`: no worker has it.
-    pub(super) fn leased_to(&self, disk: usize, leaf: u64) -> Option<u64> {
-        let lease = self.leased.iter().find(|(other, leaves)| *other == disk && leaves.contains(&leaf));
-        lease.map(|(_, leaves)| leaves.end)
+    /// The first of `leaves` that no worker has. In steps of what a worker has: that may be 2^43 leaves.
+    pub(super) fn first_free(&self, disk: usize, leaves: &Range<u64>) -> Option<u64> {
+        let lease_of = |leaf: u64| {
+            let mut all = self.leased.iter().filter(|(other, _)| *other == disk).map(|(_, leased)| leased);
+            all.find(|leased| leased.contains(&leaf))
+        };
+        let mut leaf = leaves.start;
+        while let Some(leased) = lease_of(leaf) {
+            leaf = leased.end;
+        }
+        (leaf < leaves.end).then_some(leaf)
     }
 
     pub(super) fn release(&mut self, disk: usize, leaves: &Range<u64>) {

@@ -213,10 +213,9 @@ impl Shared {
         }
         let mut from = leaves.start;
         while let Some(found) = live.pending.first_in(&(from..leaves.end)) {
-            // From lease to lease, not from leaf to leaf: an empty disk is leased as a whole.
-            match queue.leased_to(disk, found.start) {
-                None => return Some((disk, LeafIndex(found.start))),
-                Some(end) => from = end,
+            match queue.first_free(disk, &found) {
+                Some(leaf) => return Some((disk, LeafIndex(leaf))),
+                None => from = found.end,
             }
         }
         None
