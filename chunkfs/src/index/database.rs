@@ -74,8 +74,9 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Index {
     pub(super) path: PathBuf,
-    pub(super) writer: Mutex<Connection>,
+    // Closed in this order: the last one moves the log into the file, which only the writer can.
     pub(super) reader: Mutex<Connection>,
+    pub(super) writer: Mutex<Connection>,
     // After the connections: closing any descriptor of the file drops the locks that SQLite holds on it.
     _lock: Option<File>,
 }
@@ -97,6 +98,7 @@ impl Index {
             _lock: lock,
         };
         index.check_seal()?;
+        index.check_candidates()?;
         Ok(index)
     }
 
