@@ -169,11 +169,17 @@ impl Life {
     fn mount_and_kill(&mut self, totals: &Totals) {
         let mut daemon = self.start();
         let delay = Duration::from_micros(self.chance.below(150_000));
-        let killed = AtomicBool::new(false);
+        // From its start, when it may not be ready, or from when it is.
+        let from_start = self.chance.below(4) == 0;
+        let (killed, appeared) = (AtomicBool::new(false), AtomicBool::new(from_start));
         let from = self.chance.below(LEAVES);
         let (values, shown, home) = (&self.values, &mut self.shown, &self.home);
         let (seen, cut_short) = std::thread::scope(|scope| {
-            let walker = scope.spawn(|| walk(&home.join("mnt/vda"), from, values, shown, &killed));
+            let walker = scope.spawn(|| walk(&home.join("mnt/vda"), from, values, shown, &killed, &appeared));
+            let started = Instant::now();
+            while !appeared.load(Ordering::SeqCst) && started.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_micros(200));
+            }
             std::thread::sleep(delay);
             daemon.kill();
             killed.store(true, Ordering::SeqCst);
@@ -189,8 +195,9 @@ impl Life {
     fn mount_and_look_at_all(&mut self, totals: &Totals) -> (Vec<u8>, Vec<i64>) {
         let mut daemon = self.start();
         let from = self.chance.below(LEAVES);
-        let (seen, _) =
-            walk(&self.home.join("mnt/vda"), from, &self.values, &mut self.shown, &AtomicBool::new(false));
+        let (killed, appeared) = (AtomicBool::new(false), AtomicBool::new(false));
+        let tree = self.home.join("mnt/vda");
+        let (seen, _) = walk(&tree, from, &self.values, &mut self.shown, &killed, &appeared);
         assert_eq!(seen, CHUNKS);
         totals.shown_to_the_end.fetch_add(seen, Ordering::SeqCst);
         daemon.unmount();
@@ -201,7 +208,14 @@ impl Life {
 
 /// Looks at all chunks of a view, leaf by leaf, and reads some. Waits for the view to be there. Ends early when the
 /// daemon was killed; gives how many chunks it saw, and whether it ended so.
-fn walk(tree: &Path, from: u64, values: &[u8], shown: &mut Shown, killed: &AtomicBool) -> (u64, bool) {
+fn walk(
+    tree: &Path,
+    from: u64,
+    values: &[u8],
+    shown: &mut Shown,
+    killed: &AtomicBool,
+    appeared: &AtomicBool,
+) -> (u64, bool) {
     let started = Instant::now();
     while !tree.exists() {
         if killed.load(Ordering::SeqCst) {
@@ -210,6 +224,7 @@ fn walk(tree: &Path, from: u64, values: &[u8], shown: &mut Shown, killed: &Atomi
         assert!(started.elapsed() < PATIENCE, "{} does not appear", tree.display());
         std::thread::sleep(Duration::from_millis(1));
     }
+    appeared.store(true, Ordering::SeqCst);
     let mut seen = 0;
     for leaf in (0..LEAVES).map(|leaf| (leaf + from) % LEAVES) {
         let directory = tree.join(format!("00/00/00/00/00/00/{leaf:02x}"));

@@ -110,6 +110,7 @@ impl Index {
             _lock: lock,
         };
         index.check_seal()?;
+        index.check_candidates()?;
         Ok(index)
     }
 

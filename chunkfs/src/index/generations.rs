@@ -111,6 +111,7 @@ impl Index {
                             params![name, digest.0, stamp.0],
                         )
                         .map_err(failed)?;
+                    self.seal(connection)?;
                     Ok(stamp)
                 }
             }
@@ -157,9 +158,9 @@ impl Index {
                 .query_row("SELECT sum FROM seal", [], |row| row.get(0))
                 .optional()
                 .map_err(failed)?;
-            let empty = self.last_generation(connection)?.is_none();
+            let is_new = self.last_generation(connection)?.is_none();
             match seal {
-                None if empty => Ok(()),
+                None if is_new => Ok(()),
                 Some(seal) if seal == self.sum_of_small_tables(connection)? => Ok(()),
                 _ => Err(self.damaged("its table of disks and generations")),
             }
@@ -172,6 +173,7 @@ impl Index {
         for sql in [
             "SELECT number, stamp, opened, closed FROM generation ORDER BY number",
             "SELECT slot, name, chunk_size, length, compared_to, base FROM disk ORDER BY slot",
+            "SELECT name, digest, stamp FROM file ORDER BY name",
         ] {
             let mut statement = connection.prepare_cached(sql).map_err(failed)?;
             let columns = statement.column_count();

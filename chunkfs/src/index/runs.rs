@@ -103,13 +103,20 @@ impl Index {
         let mut statement = connection
             .prepare_cached("SELECT chunks, sum FROM candidate WHERE slot = ?1 AND leaf = ?2")
             .map_err(failed)?;
-        let row = statement
-            .query_row(params![slot.number(), leaf.0], |row| {
-                Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?))
-            })
-            .optional()
-            .map_err(failed)?;
-        let Some((chunks, sum)) = row else { return Ok(LeafSet::EMPTY) };
+        let row = statement.query_row(params![slot.number(), leaf.0], |row| Ok((row.get(0)?, row.get(1)?)));
+        match row.optional().map_err(failed)? {
+            Some((chunks, sum)) => self.decode_candidates(slot, leaf, chunks, sum),
+            None => Ok(LeafSet::EMPTY),
+        }
+    }
+
+    fn decode_candidates(
+        &self,
+        slot: DiskSlot,
+        leaf: LeafIndex,
+        chunks: Vec<u8>,
+        sum: Vec<u8>,
+    ) -> Result<LeafSet, IndexError> {
         match <&[u8; 32]>::try_from(chunks.as_slice()) {
             Ok(bytes) if sum == candidate_sum(slot, leaf, bytes) => Ok(LeafSet::from_bytes(bytes)),
             _ => Err(self.damaged(format!("the candidates of leaf {} of disk {}", leaf.0, slot.number()))),
@@ -268,17 +275,33 @@ impl Index {
         Ok(())
     }
 
-    /// The leaves that have candidates, in order.
+    /// Is the table of candidates whole? A row that got lost would leave no trace, unlike one of leaves, which tile.
+    pub(super) fn check_candidates(&self) -> Result<(), IndexError> {
+        let verdict: String = self.read(|connection| {
+            connection
+                .query_row("PRAGMA quick_check(candidate)", [], |row| row.get(0))
+                .map_err(|error| self.error("reading the index", error))
+        })?;
+        if verdict == "ok" { Ok(()) } else { Err(self.damaged(verdict)) }
+    }
+
+    /// The leaves that have candidates, in order. All are read and checked: one that got lost would never be
+    /// compared, and shown as it was.
     pub fn candidate_leaves(&self, slot: DiskSlot) -> Result<Vec<LeafIndex>, IndexError> {
         let failed = |error| self.error("reading candidates", error);
         self.read(|connection| {
             let mut statement = connection
-                .prepare("SELECT leaf FROM candidate WHERE slot = ?1 ORDER BY leaf")
+                .prepare("SELECT leaf, chunks, sum FROM candidate WHERE slot = ?1 ORDER BY leaf")
                 .map_err(failed)?;
-            let rows = statement
-                .query_map(params![slot.number()], |row| row.get(0).map(LeafIndex))
-                .map_err(failed)?;
-            rows.collect::<Result<_, _>>().map_err(failed)
+            let mut rows = statement.query(params![slot.number()]).map_err(failed)?;
+            let mut leaves = Vec::new();
+            while let Some(row) = rows.next().map_err(failed)? {
+                let leaf = row.get(0).map(LeafIndex).map_err(failed)?;
+                let (chunks, sum) = (row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+                self.decode_candidates(slot, leaf, chunks, sum)?;
+                leaves.push(leaf);
+            }
+            Ok(leaves)
         })
     }
 }

@@ -148,7 +148,14 @@ impl Tracked {
             }
             live.pending.intersects(&leaves)
         };
-        let newest = self.index.newest_in(self.slot, leaves.clone(), tree)?;
+        let newest = match leaves.end - leaves.start {
+            // The stamp of a file, its list of digests: from the record itself, which carries a checksum.
+            1 => {
+                let record = self.index.run_at(self.slot, LeafIndex(leaves.start))?.record;
+                Some(if tree == Tree::Digests { record.digests_stamp() } else { record.newest() })
+            }
+            _ => self.index.newest_in(self.slot, leaves.clone(), tree)?,
+        };
         match newest {
             // It cannot become newer, whatever is found in the leaves that are left.
             Some(newest) if newest == self.stamp => Ok(newest),

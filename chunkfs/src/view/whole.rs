@@ -200,12 +200,24 @@ impl WholeView {
 
     fn newest_at_root(&self) -> Result<Stamp, ViewError> {
         let mut newest = self.files.iter().map(|file| file.stamp).max();
+        let mut waiting = None;
         for disk in &self.disks {
             for tree in [Tree::Chunks, Tree::Digests] {
-                newest = newest.max(Some(disk.facts(tree, Node::ROOT)?.stamp));
+                match disk.facts(tree, Node::ROOT) {
+                    Ok(facts) => newest = newest.max(Some(facts.stamp)),
+                    // No chunk can become newer than this generation.
+                    Err(ViewError::Wait(wait)) => {
+                        waiting = Some((wait, disk.unsettled_facts(tree, Node::ROOT).stamp));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok(newest.unwrap_or(Stamp(0)))
+        match waiting {
+            // Nobody has to wait for a scan where a file is newer than all that it can find.
+            Some((wait, bound)) if newest < Some(bound) => Err(ViewError::Wait(wait)),
+            _ => Ok(newest.unwrap_or(Stamp(0))),
+        }
     }
 
     /// The target of a name in a directory.

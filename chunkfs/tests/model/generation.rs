@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A mounted generation.
 pub(crate) struct Generation {
     pub number: Number,
+    /// Is there a file that is newer than all chunks?
+    pub has_newest: bool,
     pub index: Arc<Index>,
     pub view: Arc<WholeView>,
     pub resolver: Arc<Resolver>,
@@ -63,6 +65,11 @@ impl Generation {
                 Err(error) => panic!("{what}: {error}"),
             }
         }
+    }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+            || self.sources.iter().any(|source| source.gone.load(Ordering::SeqCst) || !source.bad.is_empty())
     }
 
     /// Goes down to a node of a tree, name by name, as the kernel does; looks at each directory on the way.
@@ -217,8 +224,12 @@ impl Generation {
             let Some(found) = self.walk(name, "", witness) else { return };
             witness.lock().unwrap().file_seen(name, content, &found);
         }
+        if self.has_newest && !self.is_failing() {
+            // Then nobody waits for a scan to be told the root's.
+            assert!(self.view.attributes(Inode::MOUNT_ROOT).unwrap().settled);
+        }
         if let Some(root) = self.ask("the root", |view| view.attributes(Inode::MOUNT_ROOT)) {
-            witness.lock().unwrap().directory_seen("", &root);
+            witness.lock().unwrap().root_seen(&root, self.has_newest);
         }
     }
 

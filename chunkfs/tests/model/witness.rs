@@ -166,6 +166,15 @@ impl Witness {
         }
     }
 
+    /// The root is one second newer than this generation where a file is.
+    pub(crate) fn root_seen(&mut self, seen: &Attributes, has_newest: bool) {
+        let generation = self.stamps.last().copied().unwrap();
+        match has_newest {
+            true => assert_eq!(seen.stamp.0, generation + 1),
+            false => self.directory_seen("", seen),
+        }
+    }
+
     /// What is true of everything: one inode for ever, a stamp of a generation, and no change while a view is open.
     fn seen(&mut self, path: &str, seen: &Attributes) {
         self.shown += 1;

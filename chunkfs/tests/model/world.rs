@@ -222,7 +222,13 @@ impl World {
             return None;
         }
         let files = vec![("mail01.xml".to_owned(), self.xml.clone().into_bytes())];
-        let plain = files
+        let newest = PlainFile {
+            name: "mail01.json".to_owned(),
+            source: Arc::new(MemorySource::new(opened.generation.to_string().into_bytes())),
+            stamp: opened.stamp.plus(1),
+        };
+        let has_newest = self.chance.one_in(2);
+        let mut plain: Vec<PlainFile> = files
             .iter()
             .map(|(name, content)| PlainFile {
                 name: name.clone(),
@@ -230,6 +236,7 @@ impl World {
                 stamp: index.stamp_of_file(name, content, opened.stamp).unwrap(),
             })
             .collect();
+        plain.extend(has_newest.then_some(newest));
         let resolver = Arc::new(Resolver::start(Arc::clone(&index), all_tracked, threads).unwrap());
         let owner = Owner { uid: 0, gid: 0, mode: 0o400 };
         let view = WholeView::new(disks, plain, Layout::Named, owner, Some(Arc::clone(&resolver))).unwrap();
@@ -238,7 +245,17 @@ impl World {
         self.file_clock = self.file_clock.max(self.clock);
         self.witness.lock().unwrap().begin(opened.stamp.0, self.clock, &shown);
         let (number, broken) = (opened.generation, AtomicBool::new(false));
-        Some(Generation { number, index, view: Arc::new(view), resolver, shown, sources, files, broken })
+        Some(Generation {
+            number,
+            has_newest,
+            index,
+            view: Arc::new(view),
+            resolver,
+            shown,
+            sources,
+            files,
+            broken,
+        })
     }
 
     /// Consumers look around, each on his own.
