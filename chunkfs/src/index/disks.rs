@@ -208,7 +208,9 @@ impl Index {
     ) -> Result<Option<DiskRow>, IndexError> {
         let row = connection
             .query_row(
-                "SELECT slot, name, chunk_size, length, compared_to, base FROM disk WHERE name = ?1",
+                // Not by the index of names, which has no checksum: a disk that is not found there would get a
+                // second slot, and all its inodes would change.
+                "SELECT slot, name, chunk_size, length, compared_to, base FROM disk NOT INDEXED WHERE name = ?1",
                 [name],
                 RawDisk::from,
             )

@@ -86,9 +86,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let full = std::path::absolute(path)?;
     match (full.parent(), full.file_name()) {
-        (Some(parent), Some(name)) => match std::fs::symlink_metadata(&full) {
-            Ok(metadata) if metadata.is_symlink() => std::fs::canonicalize(&full),
-            _ => Ok(std::fs::canonicalize(parent)?.join(name)),
+        // `readlink` does not ask the file system behind a mount, `stat` does: the root of a view that is still being
+        // compared answers only when that is done.
+        (Some(parent), Some(name)) => match std::fs::read_link(&full) {
+            Ok(_) => std::fs::canonicalize(&full),
+            Err(_) => Ok(std::fs::canonicalize(parent)?.join(name)),
         },
         // The root, or a path that ends in "..".
         _ => std::fs::canonicalize(&full),

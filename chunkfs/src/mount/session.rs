@@ -86,8 +86,10 @@ fn config_of(options: &MountOptions) -> Config {
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoAtime,
-        MountOption::DefaultPermissions,
     ];
+    // The kernel asks for the attributes of every directory on the way to check them, and those of one that is still
+    // being compared are known last of all. Where only the owner may come in, there is nothing to check.
+    config.mount_options.extend(options.allow_other.then_some(MountOption::DefaultPermissions));
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);
     config.clone_fd = true;
