@@ -4,7 +4,8 @@
 //! and kills at random; a witness (`witness.rs`) keeps all that was ever shown, and knows the contract. The clock is
 //! the world's. A seed decides what happens; the threads, and so the moments, are the machine's.
 //!
-//! CHUNKFS_MODEL_SEED=n runs that one life; CHUNKFS_MODEL_STEPS=n makes the lives longer or shorter together.
+//! CHUNKFS_MODEL_SEED=n runs that one life; CHUNKFS_MODEL_STEPS=n makes the lives longer or shorter together;
+//! CHUNKFS_MODEL_FIRST=n lives other lives than those that are lived in every run.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -27,7 +28,7 @@ fn whatever_happens_the_contract_holds() {
     let seeds = match number("CHUNKFS_MODEL_SEED") {
         Some(seed) => vec![seed],
         None => {
-            let first = std::process::id() as u64 * 1_000_000;
+            let first = number("CHUNKFS_MODEL_FIRST").unwrap_or(1);
             (0..LIVES).map(|life| first + life).collect()
         }
     };

@@ -10,7 +10,7 @@ pub(crate) const ALLOCATION: &str = "base:allocation";
 pub(crate) const DIRTY: &str = "qemu:dirty-bitmap:b";
 
 /// Long enough for a busy machine, short enough for a test that waits for it.
-pub(crate) const LIMIT: Duration = Duration::from_millis(400);
+pub(crate) const LIMIT: Duration = Duration::from_millis(1200);
 
 pub(crate) struct Fake {
     dir: tempfile::TempDir,

@@ -22,7 +22,7 @@ const LEN: u64 = 700_001;
 
 /// What the client does in each session: the same, or the recording would not fit.
 fn session(address: &NbdAddress) -> Result<Vec<Vec<u8>>, String> {
-    let options = NbdOptions { timeout: Duration::from_millis(150), ..NbdOptions::usual(Vec::new()) };
+    let options = NbdOptions { timeout: Duration::from_millis(600), ..NbdOptions::usual(Vec::new()) };
     let source = NbdSource::connect(address, options).map_err(|error| error.to_string())?;
     let len = source.len().bytes();
     let mut reads = Vec::new();
