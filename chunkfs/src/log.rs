@@ -19,6 +19,11 @@ pub fn to_stderr(cli: &Cli) {
         _ => LevelFilter::WARN,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    // fuser warns when it finds that its mount is gone, which is how every view of ours ends.
+    let filter = match cli.debug {
+        true => filter,
+        false => filter.add_directive("fuser=error".parse().expect("a constant")),
+    };
     let serving = match &cli.command {
         Command::Mount(mount) => Some(&mount.serving),
         Command::Join(join) => Some(&join.serving),

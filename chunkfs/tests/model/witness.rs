@@ -88,7 +88,11 @@ impl Witness {
         assert!(self.stamps.last().is_none_or(|last| *last < stamp));
         self.stamps.push(stamp);
         self.now.clear();
-        // Whatever a generation has changed is not vouched for any more, seen or not.
+        self.forget_changed(disks);
+    }
+
+    /// Whatever a generation has changed is not vouched for any more, seen or not.
+    fn forget_changed(&mut self, disks: &[Shown]) {
         self.vouched.retain(|(name, chunk), vouched| {
             let Some(disk) = disks.iter().find(|disk| disk.name == *name) else { return true };
             let exists = disk.geometry().range_of(ChunkIndex(*chunk)).is_some();
@@ -101,6 +105,20 @@ impl Witness {
             let leaf = LeafIndex(*leaf);
             !disk.has_bad(leaf) && Digest::of(disk.digests_text(leaf).as_bytes()) == vouched.digest
         });
+    }
+
+    /// A generation that nobody ever saw found disks of these lengths. What a shorter one lacks is forgotten, and is
+    /// new when it comes back; so is the chunk in which it ends.
+    pub(crate) fn unseen(&mut self, disks: &[Shown]) {
+        let whole = |name: &str, chunk: ChunkIndex| {
+            let disk = disks.iter().find(|disk| disk.name == *name);
+            disk.is_none_or(|disk| {
+                let range = disk.geometry().range_of(chunk);
+                range.is_some_and(|range| range.len() == disk.geometry().chunk_size().bytes())
+            })
+        };
+        self.vouched.retain(|(name, chunk), _| whole(name, ChunkIndex(*chunk)));
+        self.vouched_lists.retain(|(name, leaf), _| whole(name, LeafIndex(*leaf).chunk(255)));
     }
 
     /// Nobody can look any more, from `now` on.

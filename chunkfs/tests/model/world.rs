@@ -219,6 +219,7 @@ impl World {
         }
         if self.chance.one_in(20) {
             // The mount fails: nobody ever sees this generation.
+            self.witness.lock().unwrap().unseen(&shown);
             return None;
         }
         let files = vec![("mail01.xml".to_owned(), self.xml.clone().into_bytes())];
