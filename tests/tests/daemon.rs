@@ -158,6 +158,26 @@ fn fuse_a_busy_mount_is_not_taken_away_unless_lazily() {
 }
 
 #[test]
+fn root_a_copy_of_the_mount_in_another_namespace_does_not_keep_umount_from_ending() {
+    let home = home("namespace");
+    home.mount("--index i disk.img");
+    let pid = home.daemon("mnt");
+    let mut other = home.start("unshare --mount sleep 100");
+    process::until("the other namespace", process::LIMIT, || {
+        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", other.id())).unwrap_or_default();
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", other.id())).unwrap_or_default();
+        name.trim() == "sleep" && table.contains("e2e.namespace")
+    });
+    let begun = Instant::now();
+    home.unmount();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    home.wait_for_end_of(pid);
+    assert_eq!(closed(&home), [true]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
 fn fuse_a_daemon_that_is_told_to_end_does_not_wait_for_a_reader_for_ever() {
     let home = home("stubborn");
     home.mount("--index i disk.img");

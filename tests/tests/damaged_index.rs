@@ -23,14 +23,14 @@ fn home() -> Home {
     home
 }
 
-/// Which of what can be seen is not as it should be. Times of directories are left out: they come from columns of
-/// the index that have no checksum, so that a flipped bit there shows.
+/// Which of what can be seen is not as it should be. Times of directories and of lists of digests are left
+/// out: they come from columns of the index that have no checksum, so that a flipped bit there shows.
 fn wrong(root: &Path, truth: &BTreeMap<PathBuf, Shown>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (path, expected) in truth {
         if rustix::fs::lstat(root.join(path)).is_ok() {
             let mut found = shown(root.join(path));
-            if found.mode & 0o170000 == 0o040000 {
+            if found.mode & 0o170000 == 0o040000 || path.starts_with("vda.b3") {
                 found.mtime = expected.mtime;
             }
             if found != *expected {

@@ -205,8 +205,13 @@ fn serve_events(
                 last_moment = Some(Instant::now() + LAST_PATIENCE);
             }
             Ok(Event::Asked(stream)) => {
-                if let Some(stream) = answer(stream, mounted, facts) {
+                if let Some((stream, how)) = answer(stream, mounted, facts) {
                     asked_by = Some(stream);
+                    if how == Unmounting::Plain {
+                        // It was not busy, so it ends at once - unless another mount namespace has a copy of it,
+                        // which nobody there knows to unmount.
+                        last_moment = Some(Instant::now() + LAST_PATIENCE);
+                    }
                 }
             }
             Err(_) => {
@@ -218,7 +223,7 @@ fn serve_events(
 }
 
 /// Answers one request. Gives the connection back if it is to be answered at the end.
-fn answer(mut stream: UnixStream, mounted: &Mounted, facts: &Facts<'_>) -> Option<UnixStream> {
+fn answer(mut stream: UnixStream, mounted: &Mounted, facts: &Facts<'_>) -> Option<(UnixStream, Unmounting)> {
     let answer = match control::receive(&stream) {
         Ok(Request::Status) => {
             let status = status(mounted, facts);
@@ -227,7 +232,7 @@ fn answer(mut stream: UnixStream, mounted: &Mounted, facts: &Facts<'_>) -> Optio
         Ok(Request::Unmount { lazy }) => {
             let how = if lazy { Unmounting::Lazy } else { Unmounting::Plain };
             match session::unmount(&mounted.point, how) {
-                Ok(()) => return Some(stream),
+                Ok(()) => return Some((stream, how)),
                 Err(busy @ SessionError::Busy { .. }) => Answer::Busy(busy.to_string()),
                 Err(error) => Answer::Failed(error.to_string()),
             }
