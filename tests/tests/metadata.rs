@@ -76,7 +76,7 @@ fn fuse_owner_and_mode_are_those_asked_for_and_never_the_images() {
         ("-o uid=34", (34, 0), 0o100400, 0o040500),
         ("-o uid=34,gid=6,mode=440", (34, 6), 0o100440, 0o040550),
         ("-o gid=6 -o mode=0444", (0, 6), 0o100444, 0o040555),
-        ("-o mode=777", (0, 0), 0o100444, 0o040555),
+        ("-o mode=777", (0, 0), 0o100777, 0o040777),
     ] {
         home.mount(&format!("{options} --name vda disk.img"));
         for (path, shown) in tree(&home.path("mnt")) {
