@@ -46,6 +46,25 @@ pub struct Adapter<V> {
     view: Arc<V>,
     caching: Caching,
     counters: Arc<Counters>,
+    // After the view: when it is called, nobody holds that here any more.
+    _on_end: OnEnd,
+}
+
+/// Called when it is dropped: the kernel asks no more.
+struct OnEnd(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Drop for OnEnd {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
+    }
+}
+
+impl std::fmt::Debug for OnEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnEnd")
+    }
 }
 
 thread_local! {
@@ -53,8 +72,14 @@ thread_local! {
 }
 
 impl<V: View> Adapter<V> {
-    pub fn new(view: Arc<V>, caching: Caching, counters: Arc<Counters>) -> Adapter<V> {
-        Adapter { view, caching, counters }
+    /// `on_end` is called when the kernel asks no more, and the view is not held here any more.
+    pub fn new(
+        view: Arc<V>,
+        caching: Caching,
+        counters: Arc<Counters>,
+        on_end: impl FnOnce() + Send + Sync + 'static,
+    ) -> Adapter<V> {
+        Adapter { view, caching, counters, _on_end: OnEnd(Some(Box::new(on_end))) }
     }
 }
 

@@ -57,22 +57,19 @@ pub fn mount<V: View>(
     view: Arc<V>,
     point: &Path,
     options: &MountOptions,
-    on_end: impl FnOnce() + Send + 'static,
+    on_end: impl FnOnce() + Send + Sync + 'static,
 ) -> Result<Mounted, SessionError> {
     let counters = Arc::new(Counters::default());
-    let adapter = Adapter::new(view, options.caching, Arc::clone(&counters));
+    let adapter = Adapter::new(view, options.caching, Arc::clone(&counters), on_end);
     let session =
         Session::new(adapter, point, &config_of(options)).map_err(|error| explain(error, point, options))?;
     let mounted = points::at(point).ok().flatten().filter(MountPoint::is_chunkfs);
     let failed = |error| SessionError::Mount { path: point.to_owned(), error };
     let point = mounted.ok_or_else(|| failed(io::Error::other("it does not stand in the mount table")))?;
-    let serve = move || {
-        if let Err(error) = session.run() {
-            tracing::error!("serving FUSE: {error}");
-        }
-        on_end();
-    };
-    std::thread::Builder::new().name("fuse".to_owned()).spawn(serve).map_err(failed)?;
+    let background = session.spawn().map_err(failed)?;
+    // Dropped, it would unmount by path once more when the view is gone already (fuser 0.18 takes an error of its
+    // device for "still mounted"), and by then something else may be mounted there. We unmount by path ourselves.
+    std::mem::forget(background);
     Ok(Mounted { point, counters })
 }
 
