@@ -5,12 +5,14 @@
 mod device;
 mod guest;
 mod lab;
+mod monitor;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran};
+pub use monitor::Monitor;
 
 /// Set inside.
 const INSIDE: &str = "TEST_HAS_ITS_OWN_LIBVIRT";

@@ -1,4 +1,7 @@
 //! A guest that runs is backed up again and again: what changed is sent, nothing else, and all of it is right.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
+
+use std::os::unix::fs::MetadataExt;
 
 use tests::libvirt::{Disk, with_libvirt};
 
@@ -65,6 +68,35 @@ fn libvirt_what_the_guest_writes_under_a_view_never_shows_and_is_not_lost() {
         assert_eq!(lab.rsync("mail01"), 2 * chunks().count());
         lab.assert_restored("mail01", &guest.content);
         lab.run(&["cleanup", "mail01"]).ok();
+    });
+}
+
+#[test]
+fn libvirt_content_that_comes_back_has_a_new_stamp_if_the_one_between_was_shown() {
+    with_libvirt("libvirt_content_that_comes_back_has_a_new_stamp_if_the_one_between_was_shown", |lab| {
+        let mut guest = lab.guest("mail01", &[QCOW2, RAW]);
+        let (a, b, chunk) = (1, 2, 5);
+        let mut stamps = [Vec::new(), Vec::new()];
+        // Each time: what the guest writes, one after the other, and how many chunks a backup then has to send.
+        let times: [(&[u8], usize); 5] = [(&[a], 384), (&[b], 2), (&[a], 2), (&[b, a], 0), (&[b], 2)];
+        for (bytes, sent) in times {
+            for (byte, disk) in bytes.iter().flat_map(|byte| [(*byte, 0), (*byte, 1)]) {
+                guest.write(disk, byte, chunk * CHUNK, CHUNK);
+            }
+            lab.run(&["chunkmount", "mail01"]).ok();
+            for (disk, stamps) in stamps.iter_mut().enumerate() {
+                let path = format!("b/mail01/mail01_vd{}/{}", ["a", "b"][disk], tests::chunk(chunk));
+                stamps.push(lab.path(&path).metadata().unwrap().mtime());
+            }
+            assert_eq!(lab.rsync("mail01"), sent, "after {bytes:?}");
+            lab.assert_restored("mail01", &guest.content);
+            lab.run(&["cleanup", "mail01"]).ok();
+        }
+        for stamps in stamps {
+            let steps: Vec<_> = stamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(steps[0] > 0 && steps[1] > 0 && steps[3] > 0, "{stamps:?}");
+            assert_eq!(steps[2], 0, "B was shown to nobody, so nothing has changed: {stamps:?}");
+        }
     });
 }
 

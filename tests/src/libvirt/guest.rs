@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::device::LoopDevice;
+use super::monitor::Monitor;
 
 pub(super) const CHUNK: u64 = 256 << 10;
 /// For the tables of a qcow2 image, which cannot grow beyond its device.
@@ -95,6 +96,29 @@ impl Guest {
         fs::write(&xml, text).unwrap();
         virsh_ok(&["define", xml.to_str().unwrap()]);
         guest
+    }
+
+    /// Gives QEMU a second monitor, from its next start on.
+    pub fn add_monitor(&self) {
+        let xml = virsh_ok(&["dumpxml", "--inactive", &self.name]);
+        let namespace = "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ";
+        let socket = self.monitor_socket();
+        let words = format!(
+            "<qemu:commandline><qemu:arg value='-qmp'/><qemu:arg value='unix:{},server=on,wait=off'/></qemu:commandline>",
+            socket.display()
+        );
+        let xml = xml.replacen("<domain ", namespace, 1).replace("</domain>", &(words + "</domain>"));
+        let file = socket.with_extension("xml");
+        fs::write(&file, xml).unwrap();
+        virsh_ok(&["define", file.to_str().unwrap()]);
+    }
+
+    pub fn monitor(&self) -> Monitor {
+        Monitor::connect(&self.monitor_socket())
+    }
+
+    fn monitor_socket(&self) -> PathBuf {
+        self.images[0].with_extension("qmp")
     }
 
     pub fn start(&self) {
