@@ -127,6 +127,8 @@ fn print_job(job: &JobStatus) {
     println!("{}: {state}", job.vm);
     job.troubles.iter().for_each(|trouble| println!("  trouble: {trouble}"));
     if let Some(view) = &job.view {
+        let least = if view["chunks_read_exact"] == false { "at least " } else { "" };
+        println!("  {least}{} of {} chunks were read", view["chunks_read"], view["chunks"]);
         println!("  {} reads, {} bytes, {} errors", view["reads"], view["bytes_read"], view["read_errors"]);
     }
     if matches!(job.state, State::Failed | State::Abandoned) {
