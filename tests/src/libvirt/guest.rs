@@ -176,10 +176,14 @@ impl Guest {
         self.devices[disk].bytes_read()
     }
 
-    /// Definition, as it runs and as it is stored, and QEMU's graph of block nodes: what a backup must leave as it was.
+    /// Definition, as it runs and as it is stored, and the graph of block nodes of a QEMU that is there: what a backup
+    /// must leave as it was.
     pub fn shape(&self) -> String {
         let running = virsh_ok(&["dumpxml", &self.name]);
         let stored = virsh_ok(&["dumpxml", "--inactive", &self.name]);
+        if virsh_ok(&["domstate", &self.name]).trim() == "shut off" {
+            return stored;
+        }
         let nodes = self.qmp(r#"{"execute":"query-named-block-nodes"}"#);
         let node = |node: &Value| format!("{}: {}, {}\n", node["node-name"], node["drv"], node["file"]);
         let mut nodes: Vec<_> = nodes.as_array().unwrap().iter().map(node).collect();
