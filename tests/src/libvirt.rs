@@ -5,6 +5,7 @@
 mod device;
 mod guest;
 mod lab;
+mod storage;
 mod monitor;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::{Command, Stdio};
 
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran};
+pub use storage::OwnFileSystem;
 pub use monitor::Monitor;
 
 /// Set inside.

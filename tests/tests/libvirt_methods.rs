@@ -4,10 +4,10 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 
-use tests::libvirt::{Disk, Guest, Lab, virsh_ok, with_libvirt, workspace};
+use tests::libvirt::{Disk, Guest, Lab, OwnFileSystem, virsh_ok, with_libvirt, workspace};
 
 const METHODS: [(&str, &[&str]); 4] = [
     ("pull", &["--method=pull"]),
@@ -49,28 +49,6 @@ const STORAGES: [Storage; 7] = [
 fn run(program: &str, words: &[&str]) {
     let status = Command::new(program).args(words).stdout(std::process::Stdio::null()).status().unwrap();
     assert!(status.success(), "{program} {words:?}");
-}
-
-/// The images of this lab are on a file system of their own, for as long as it lives. In the mount namespace of the test.
-struct OwnFileSystem {
-    point: PathBuf,
-}
-
-impl OwnFileSystem {
-    fn mount(lab: &Lab, kind: &str) -> OwnFileSystem {
-        let (image, point) = (lab.path("fs.img"), lab.path("images"));
-        let (image, dir) = (image.to_str().unwrap(), point.to_str().unwrap());
-        run("truncate", &["-s", "512M", image]);
-        run(&format!("mkfs.{kind}"), &["-q", image]);
-        run("mount", &["-o", "loop", image, dir]);
-        OwnFileSystem { point }
-    }
-}
-
-impl Drop for OwnFileSystem {
-    fn drop(&mut self) {
-        run("umount", &["-l", self.point.to_str().unwrap()]);
-    }
 }
 
 /// A server that is ended with the test.
@@ -172,7 +150,7 @@ fn reason(stderr: &str) -> &'static str {
 }
 
 fn row(lab: &Lab, storage: &Storage, state: &str) -> String {
-    let file_system = OwnFileSystem::mount(lab, storage.file_system);
+    let file_system = OwnFileSystem::mount(lab, storage.file_system, "512M");
     let mut guest = lab.guest_off("mail01", storage.disks);
     let server = prepare(&guest, storage.special);
     guest.start();

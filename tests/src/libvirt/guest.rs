@@ -142,6 +142,20 @@ impl Guest {
         }
     }
 
+    /// What it has written is on its disks, whatever becomes of its QEMU.
+    pub fn flush(&self) {
+        (0..self.images.len()).for_each(|disk| self.qemu_io(disk, "flush"));
+    }
+
+    /// libvirt has noticed that its QEMU is gone.
+    pub fn wait_until_off(&self) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !virsh_ok(&["domstate", &self.name]).contains("shut off") {
+            assert!(std::time::Instant::now() < deadline, "{} is still there", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
     /// All that the guest has written is in its images, whether it runs or not.
     pub fn assert_content(&self) {
         for (disk, image) in self.images.iter().enumerate() {
