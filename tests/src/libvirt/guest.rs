@@ -12,6 +12,8 @@ use super::device::LoopDevice;
 use super::monitor::Monitor;
 
 pub(super) const CHUNK: u64 = 256 << 10;
+/// In MiB.
+const LARGEST_REMEMBERED: u64 = 1 << 10;
 /// For the tables of a qcow2 image, which cannot grow beyond its device.
 const TABLES: u64 = 4 << 20;
 
@@ -26,7 +28,7 @@ pub struct Disk {
 pub struct Guest {
     pub name: String,
     pub images: Vec<PathBuf>,
-    /// What the guest has on each disk.
+    /// What the guest has on each disk. Nothing is remembered of one that is too large for it.
     pub content: Vec<Vec<u8>>,
     devices: Vec<LoopDevice>,
 }
@@ -85,7 +87,8 @@ impl Guest {
             )
             .unwrap();
             guest.images.push(image);
-            guest.content.push(vec![0; (disk.mib << 20) as usize]);
+            let remembered = if disk.mib > LARGEST_REMEMBERED { 0 } else { disk.mib << 20 };
+            guest.content.push(vec![0; remembered as usize]);
         }
         let xml = dir.join(format!("{name}.xml"));
         let text = format!(
@@ -132,7 +135,10 @@ impl Guest {
     /// Writes as the guest would. QEMU says how it went to nobody: `assert_content` tells.
     pub fn write(&mut self, disk: usize, byte: u8, offset: u64, length: u64) {
         self.qemu_io(disk, &format!("write -P {byte} {offset} {length}"));
-        self.content[disk][offset as usize..(offset + length) as usize].fill(byte);
+        let content = &mut self.content[disk];
+        if !content.is_empty() {
+            content[offset as usize..(offset + length) as usize].fill(byte);
+        }
     }
 
     /// A few bytes in each of these chunks.
