@@ -49,10 +49,8 @@ impl Cell {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.is_right() {
-            true => write!(f, "{}", self.seen),
-            false => write!(f, "{} ({})", self.seen, self.expected),
-        }
+        let mark = if self.is_right() { "" } else { " WRONG" };
+        write!(f, "{}/{}{mark}", self.seen, self.expected)
     }
 }
 
@@ -124,7 +122,7 @@ impl Life {
             assert!(killed, "it has failed by itself: {text}");
             let read = read_in(&text);
             assert!((20..64).contains(&read), "killed after {read} chunks");
-            return Cell::print("killed", "failed", "failed");
+            return Cell::print("killed", "fails", "fails");
         }
         panic!("it was never killed in time");
     }

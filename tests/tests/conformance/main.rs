@@ -1,7 +1,10 @@
 //! Other people's backup tools are the test: what they read of a guest's disks from one backup to the next, and
 //! whether all that they took can be had back. Real tools with the recipes of docs/examples, real `virt-backup`.
 
+mod backuppc;
+mod closed;
 mod life;
+mod schedules;
 mod stage;
 mod tools;
 mod vm;
@@ -65,9 +68,9 @@ fn libvirt_every_tool_reads_what_has_changed_and_nothing_else() {
 const WIDTH: usize = 27;
 
 fn heading() -> String {
-    let cases: String = CASES.iter().map(|case| format!(" {case:>9}")).collect();
+    let cases: String = CASES.iter().map(|case| format!(" {case:>11}")).collect();
     format!(
-        "\nchunks that were read, and in brackets, where it differs, how many should have been\n{:WIDTH$}{cases}\n",
+        "\nchunks that were read / that should have been; at the end, backups that were had back / taken\n{:WIDTH$}{cases}\n",
         ""
     )
 }
@@ -75,7 +78,7 @@ fn heading() -> String {
 fn row(name: &str, cells: &[Cell]) -> String {
     let text = |case: &&str| {
         let cell = cells.iter().find(|cell| cell.case == *case);
-        format!(" {:>9}", cell.map_or("-".to_owned(), Cell::to_string))
+        format!(" {:>11}", cell.map_or("-".to_owned(), Cell::to_string))
     };
-    format!("{name:WIDTH$}{}\n", CASES.iter().map(|case| text(case)).collect::<String>())
+    format!("{name:WIDTH$}{}\n", CASES.iter().map(text).collect::<String>())
 }

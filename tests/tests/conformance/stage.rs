@@ -18,27 +18,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// The directory above the view.
 pub const VIEW: &str = "/var/lib/libvirt/backup/mail01";
 
-/// What is at the usual places: /usr/bin has our programs, /usr/share and /etc BackupPC too, /srv and /var/lib are ours
-/// alone. What is written to /etc is in memory.
-const SETTING: &str = r#"
-stage=$1 chunkfs=$2 virt_backup=$3 backuppc=$4
-mkdir "$stage"/bin "$stage"/srv "$stage"/home "$stage"/lib "$stage"/lib/libvirt "$stage"/lib/virt-backup "$stage"/etc "$stage"/libvirt
-chmod 755 "$stage"
-chmod 700 "$stage/lib/virt-backup"
-ln -s "$chunkfs" "$stage/bin/chunkfs"
-ln -s "$virt_backup" "$stage/bin/virt-backup"
-mount -t overlay -o "lowerdir=$stage/bin:/usr/bin" stage /usr/bin
-mount -t overlay -o "lowerdir=$backuppc/usr/share:/usr/share" stage /usr/share
-mount --bind "$stage/srv" /srv
-mount --rbind /var/lib/libvirt "$stage/lib/libvirt"
-mount --rbind "$stage/lib" /var/lib
-mkdir -m 700 /var/lib/libvirt/backup /var/lib/libvirt/images
-mount --bind /etc/libvirt "$stage/libvirt"
-mount -t tmpfs stage "$stage/etc"
-mkdir "$stage/etc/upper" "$stage/etc/work"
-mount -t overlay -o "lowerdir=$backuppc/etc:/etc,upperdir=$stage/etc/upper,workdir=$stage/etc/work" stage /etc
-mount --bind "$stage/libvirt" /etc/libvirt
-"#;
+const SETTING: &str = include_str!("setting");
 
 /// Runs `body` on a stage of its own: this test again, in other namespaces. Gives what it printed, as it came to an end.
 pub fn on_stage(test: &str, play: &str) -> Outcome {
@@ -49,13 +29,23 @@ pub fn on_stage(test: &str, play: &str) -> Outcome {
     process::run(&mut command, LIMIT)
 }
 
+/// A test that is played on a stage of its own.
+#[track_caller]
+pub fn scene(test: &str, body: impl FnOnce()) {
+    if play().is_some() {
+        return body();
+    }
+    let told = on_stage(test, test).ok();
+    assert!(told.contains("1 passed"), "no test is called {test}: {told}");
+}
+
 /// What is to be played, if this is the stage already; it is set up then.
 pub fn play() -> Option<String> {
     let play = std::env::var(PLAY).ok()?;
     let backuppc = Path::new("/var/cache/chunkfs-test/backuppc");
     assert!(backuppc.join("usr/share/backuppc").is_dir(), "BackupPC is missing: run scripts/setup test");
     let mut setting = Command::new("bash");
-    setting.args(["-euc", SETTING, "stage"]).arg(path(""));
+    setting.args(["-c", SETTING, "stage"]).arg(path(""));
     setting.arg(program("CHUNKFS", "chunkfs")).arg(program("VIRT_BACKUP", "virt-backup")).arg(backuppc);
     process::run(&mut setting, process::LIMIT).ok();
     Some(play)

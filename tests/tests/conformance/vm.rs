@@ -55,6 +55,12 @@ impl Vm {
         }
     }
 
+    /// A chunk becomes what it was in this image.
+    pub fn put(&self, disk: usize, chunk: u64, image: &[u8]) {
+        let start = chunk * CHUNK;
+        self.disks[disk].write(start, &image[start as usize..(start + CHUNK) as usize]);
+    }
+
     pub fn rewrite(&self, disk: usize, chunk: u64) {
         let same = self.disks[disk].read(chunk * CHUNK, CHUNK as usize);
         self.disks[disk].write(chunk * CHUNK, &same);
@@ -108,10 +114,10 @@ pub fn count_equal(root: &Path, state: &State, disk: usize) -> u64 {
     (0..state[disk].len()).filter(|at| equal(*at)).count() as u64
 }
 
-/// How many chunks were read, from what `virt-backup run` or `cleanup` has said.
+/// How many chunks were read, from what `virt-backup run` or `cleanup` has said last.
 #[track_caller]
 pub fn read_in(text: &str) -> u64 {
-    let line = text.lines().find(|line| line.contains("chunks were read"));
+    let line = text.lines().rfind(|line| line.contains("chunks were read"));
     let line = line.unwrap_or_else(|| panic!("nothing tells how many chunks were read: {text}"));
     line.split("mail01: ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
 }

@@ -21,6 +21,7 @@ const INSTALL: &str = r#"
 recipe=$1
 echo 'backuppc:x:64034:' >>/etc/group
 echo 'backuppc:x:64034:64034::/var/lib/backuppc:/bin/sh' >>/etc/passwd
+echo 'backuppc:!:20000::::::' >>/etc/shadow
 echo '127.0.0.1 virthost' >>/etc/hosts
 cp /usr/share/backuppc/conf/config.pl /etc/backuppc/config.pl
 cat >>/etc/backuppc/config.pl <<'CONFIG'
@@ -28,6 +29,7 @@ $Conf{SshPath} = '/etc/backuppc/local-root';
 $Conf{PingPath} = '/bin/true';
 $Conf{PingCmd} = '$pingPath';
 $Conf{SendmailPath} = '/bin/true';
+$Conf{SmbClientPath} = $Conf{NmbLookupPath} = '';
 $Conf{BlackoutPeriods} = [];
 CONFIG
 printf 'host dhcp user moreUsers\nmail01 0 backuppc\n' >/etc/backuppc/hosts
@@ -47,21 +49,33 @@ fn message(words: &str) -> Outcome {
     process::run(&mut as_backuppc(&[&format!("{BIN}/BackupPC_serverMesg"), words]), process::LIMIT)
 }
 
+/// With one of these the log ends when a backup has ended.
+const ENDS: [&str; 4] = [" complete", "exiting", "aborted", "failed"];
+
 /// What BackupPC has written to the log of the host.
 fn log() -> String {
     try_sh(&format!("cat {HOME}/pc/mail01/LOG.*")).stdout
 }
 
+/// In the words of the server's protocol.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Incremental = 0,
+    Full = 1,
+}
+
 /// Has the server make a backup, and waits for its end.
-fn back_up(full: bool) -> Outcome {
+pub fn back_up(kind: Kind) -> Outcome {
     let before = log().len();
-    let request = format!("backup mail01 mail01 backuppc {}", u8::from(full));
+    let request = format!("backup mail01 mail01 backuppc {}", kind as u8);
     let mut outcome = message(&request);
-    let done = || log()[before..].lines().any(|line| line.contains(" complete") || line.contains("ailed"));
+    let done = || log()[before..].lines().any(|line| ENDS.iter().any(|end| line.contains(end)));
     process::until("the end of the backup", LIMIT, || done() && processes(&["BackupPC_dump"]).is_empty());
     let said = log()[before..].to_owned();
     let failed = !said.lines().any(|line| line.contains(" complete"));
-    let transfer = sh(&format!("{BIN}/BackupPC_zcat \"$(ls -t {HOME}/pc/mail01/XferLOG.* | head -n 1)\""));
+    let last = sh(&format!("ls -t {HOME}/pc/mail01/XferLOG.* | head -n 1"));
+    let zcat = format!("{BIN}/BackupPC_zcat");
+    let transfer = process::run(&mut as_backuppc(&[&zcat, last.trim()]), process::LIMIT).ok();
     outcome.status = failed.into();
     outcome.stdout = said + &transfer;
     outcome
@@ -80,7 +94,7 @@ impl Tool for BackupPc {
     }
 
     fn back_up(&mut self) -> Outcome {
-        back_up(false)
+        back_up(Kind::Incremental)
     }
 
     fn processes(&self) -> &'static [&'static str] {

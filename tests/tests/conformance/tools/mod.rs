@@ -1,11 +1,11 @@
 //! What the suite asks of a backup tool.
 
-mod backuppc;
+pub mod backuppc;
 mod borg;
 mod duplicity;
-mod restic;
+pub mod restic;
 mod rsnapshot;
-mod rsync;
+pub mod rsync;
 mod tar;
 
 use crate::vm::State;

@@ -1,7 +1,7 @@
-//! rsnapshot, with the view made and taken away by its own hooks.
+//! rsnapshot, beside a view. Its own hooks come too late: it looks for the source before it runs them.
 
 use super::Tool;
-use crate::stage::{example, sh, try_sh};
+use crate::stage::{example, recipe, sh};
 use crate::vm::{State, count_equal};
 use std::path::{Path, PathBuf};
 use tests::process::Outcome;
@@ -11,14 +11,13 @@ pub struct Rsnapshot;
 impl Tool for Rsnapshot {
     fn prepare(&mut self) {
         sh(&format!(
-            "mkdir /srv/rsnapshot && cp {} /etc/rsnapshot.conf",
-            example("rsnapshot/rsnapshot.conf").display()
+            "mkdir /srv/rsnapshot && cp {} /etc/rsnapshot-mail01.conf",
+            example("rsnapshot/rsnapshot-mail01.conf").display()
         ));
-        sh("rsnapshot configtest");
     }
 
     fn back_up(&mut self) -> Outcome {
-        try_sh("rsnapshot sync && rsnapshot daily")
+        recipe("rsnapshot/nightly")
     }
 
     fn processes(&self) -> &'static [&'static str] {
@@ -27,13 +26,13 @@ impl Tool for Rsnapshot {
 
     fn restore(&mut self, number: usize, count: usize, _into: &Path) -> PathBuf {
         assert!(
-            !Path::new(&format!("/srv/rsnapshot/daily.{count}")).exists(),
+            !Path::new(&format!("/srv/rsnapshot/mail01/daily.{count}")).exists(),
             "more than the successful backups"
         );
-        format!("/srv/rsnapshot/daily.{}/mail01", count - 1 - number).into()
+        format!("/srv/rsnapshot/mail01/daily.{}", count - 1 - number).into()
     }
 
     fn kept_of_killed(&self, now: &State) -> u64 {
-        count_equal(Path::new("/srv/rsnapshot/.sync/mail01"), now, 0)
+        count_equal(Path::new("/srv/rsnapshot/mail01/.sync"), now, 0)
     }
 }
