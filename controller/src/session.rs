@@ -36,6 +36,8 @@ pub struct Session<'h> {
     /// Who held the lock before and did not give it back.
     taken_over: Option<Holder>,
     journal: Option<JournalFile>,
+    /// Did this job freeze the guest's file systems?
+    frozen: bool,
     /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
     _guard: Guard,
 }
@@ -60,7 +62,7 @@ impl<'h> Session<'h> {
             None => host.new_job_id()?,
         };
         let (lock, taken_over) = locking::take(host, names, job, limit)?;
-        Ok(Session { host, names: names.clone(), lock, taken_over, journal, _guard: guard })
+        Ok(Session { host, names: names.clone(), lock, taken_over, journal, frozen: false, _guard: guard })
     }
 
     pub fn taken_over(&self) -> Option<&Holder> {
@@ -100,6 +102,12 @@ impl<'h> Session<'h> {
             }
             let process = match step {
                 Step::Early(undo) => self.pay_early(undo)?,
+                Step::IfFrozen { path, content } => {
+                    if self.frozen {
+                        self.host.replace(path, content.as_bytes()).with_context(|| step.to_string())?;
+                    }
+                    None
+                }
                 _ => self.take_step(number, step, notes).with_context(|| step.to_string())?,
             };
             view = process.or(view);
@@ -124,7 +132,8 @@ impl<'h> Session<'h> {
     /// Intent, act, done.
     fn take_step(&mut self, number: u32, step: &Step, notes: &mut Vec<String>) -> Result<Option<ProcessId>> {
         act::check(self.host, step)?;
-        if let Some(undo) = step.undo() {
+        let owes = step.undo();
+        if let Some(undo) = owes.clone() {
             self.write(&Record::Intent { step: number, what: step.to_string(), undo })?;
         }
         let process = match (act::act(self.host, step), step) {
@@ -135,7 +144,10 @@ impl<'h> Session<'h> {
             }
             (Err(error), _) => return Err(error),
         };
-        self.write(&Record::Done { step: number, process: process.clone() })?;
+        self.frozen |= matches!(step, Step::Freeze { .. });
+        if owes.is_some() {
+            self.write(&Record::Done { step: number, process: process.clone() })?;
+        }
         Ok(process)
     }
 

@@ -41,6 +41,11 @@ pub fn chunkmount(
     if !cleared.owes_nothing() {
         return Err(Failure::owing(&cleared));
     }
+    // What was unwound may have changed it: its disks may have been on overlays.
+    let domain = match survey::domain(host, domain.id.uuid.as_str()) {
+        Ok(domain) => domain,
+        Err(error) => return Err(give_back(session, error.into())),
+    };
     let outcome = decide(host, &domain, &names, session.job(), options)
         .and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
     match outcome {

@@ -203,6 +203,15 @@ fn socket_word(socket: &Path) -> OsString {
     word
 }
 
+/// Processes of ours by their arguments, without this one.
+pub(super) fn find(wanted: impl Fn(&[&[u8]]) -> bool) -> Result<Vec<ProcessId>> {
+    processes(wanted)
+}
+
+pub(super) fn kill(process: &ProcessId) -> Result<()> {
+    stop(std::slice::from_ref(process), SERVER_ENDS_WITHIN).map(drop)
+}
+
 /// The processes whose arguments are the wanted ones.
 fn processes(wanted: impl Fn(&[&[u8]]) -> bool) -> Result<Vec<ProcessId>> {
     let mut found = Vec::new();

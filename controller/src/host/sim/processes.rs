@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Target};
-use crate::core::point::ImagesMark;
 use crate::core::step::{ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::host::{Processes, Removal};
@@ -203,7 +202,7 @@ fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
         capacity: disk.capacity,
         chunk_size: spec.chunk_size,
         checkpoint: disk.checkpoint_after.clone(),
-        images: ImagesMark::of(&disk.images),
+        images: disk.images.mark(),
         trust: Trust::AsRecorded,
     });
     true
