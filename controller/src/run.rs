@@ -139,7 +139,12 @@ impl Context {
     }
 
     fn cleanup(&self, vm: &str) -> Result<(), Failure> {
+        let name = command::name_of(&self.machine, vm).ok();
+        let reads = name.and_then(|name| report::reads(self, &name));
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+        if let Some(reads) = reads.filter(|_| !self.quiet) {
+            eprintln!("virt-backup: {vm}: {reads}");
+        }
         Ok(())
     }
 
