@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use virt_backup::core::names::{Places, Target};
-use virt_backup::core::options::{self, ChunkSize, JobLimit, MethodChoice, Quiesce, Tracking};
+use virt_backup::core::options::{
+    self, ChunkSize, JobLimit, MethodChoice, Pause, Quiesce, Running, Tracking,
+};
 
 /// Back up running libvirt guests with the backup tools you already trust
 #[derive(Debug, Parser)]
@@ -80,6 +82,9 @@ pub(crate) enum Command {
     /// End a backup job and leave the rest to cleanup: what a view calls when the space for it runs short
     #[command(hide = true)]
     EndBackup { uuid: String, socket: PathBuf },
+    /// Thaw a guest's file systems after some seconds: what a freeze leaves behind in case we die
+    #[command(hide = true)]
+    ThawLater { uuid: String, secs: u64 },
     /// Write the man pages to a directory
     #[command(hide = true)]
     Man { directory: PathBuf },
@@ -130,7 +135,7 @@ pub(crate) struct Job {
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "31536000")]
     pub(crate) wait: Option<u64>,
 
-    /// auto, pull or offline
+    /// auto, pull, external, reflink or offline
     #[arg(long, default_value = "auto", value_parser = MethodChoice::from_str)]
     method: MethodChoice,
 
@@ -142,9 +147,21 @@ pub(crate) struct Job {
     #[arg(long, default_value = "auto", value_parser = tracking)]
     track: Tracking,
 
-    /// Never suspend the guest; this is always so
-    #[arg(long, hide = true)]
+    /// Let the guest stay suspended for as long as the work takes, where nothing else gives a point in time
+    #[arg(long, overrides_with = "no_offline")]
+    offline: bool,
+
+    /// Never suspend the guest for longer than a moment; this is the default
+    #[arg(long, overrides_with = "offline")]
     no_offline: bool,
+
+    /// Shut the guest down first, and start it again as soon as the point in time is taken
+    #[arg(long)]
+    shutdown: bool,
+
+    /// How long the guest may take to shut down
+    #[arg(long, value_name = "SECS", default_value_t = 300)]
+    shutdown_timeout: u32,
 
     /// Take no LVM snapshot; this is always so
     #[arg(long, hide = true)]
@@ -209,6 +226,11 @@ impl Job {
             tracking: self.track,
             exclude: self.exclude.iter().cloned().collect(),
             chunk_size: self.blocksize,
+            pause: if self.offline { Pause::AsLongAsItTakes } else { Pause::Never },
+            running: match self.shutdown {
+                true => Running::ShutDown { within_secs: self.shutdown_timeout },
+                false => Running::Stays,
+            },
             own_command,
         }
     }

@@ -52,11 +52,12 @@ impl Context {
         }
         let chunkfs = std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
+        let own_command = vec![own, format!("--connect={}", common.connect.join(","))];
         Ok(Context {
-            machine: Machine::new(chunkfs, common.connect.clone()),
+            machine: Machine::new(chunkfs, common.connect.clone(), own_command.clone()),
             places: common.places()?,
             interrupted,
-            own_command: vec![own, format!("--connect={}", common.connect.join(","))],
+            own_command,
             quiet: common.quiet,
         })
     }
@@ -92,6 +93,9 @@ impl Context {
             Command::List(args) => report::list(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::EndBackup { uuid, socket } => {
                 self.end_backup(&uuid, &socket).map_or_else(|error| complain(&error), |()| 0)
+            }
+            Command::ThawLater { uuid, secs } => {
+                self.thaw_later(&uuid, secs).map_or_else(|error| complain(&error), |()| 0)
             }
             Command::Man { directory } => write_man_pages(&directory),
         }
@@ -135,7 +139,12 @@ impl Context {
     }
 
     fn cleanup(&self, vm: &str) -> Result<(), Failure> {
+        let name = command::name_of(&self.machine, vm).ok();
+        let reads = name.and_then(|name| report::reads(self, &name));
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+        if let Some(reads) = reads.filter(|_| !self.quiet) {
+            eprintln!("virt-backup: {vm}: {reads}");
+        }
         Ok(())
     }
 
@@ -164,6 +173,15 @@ impl Context {
         // Found by its UUID; the name is only for messages.
         let name = command::name_of(&self.machine, uuid.as_str())?;
         self.machine.abort_backup(&DomainId { name, uuid }, socket)?;
+        Ok(())
+    }
+
+    /// Waits, and then tries until the guest is thawed or gone, for a few minutes. Killed by whoever thaws it in time.
+    fn thaw_later(&self, uuid: &str, secs: u64) -> Result<(), Failure> {
+        let uuid = Uuid::new(uuid).map_err(anyhow::Error::from)?;
+        std::thread::sleep(Duration::from_secs(secs));
+        let name = command::name_of(&self.machine, uuid.as_str())?;
+        self.machine.thaw_stubbornly(&DomainId { name, uuid })?;
         Ok(())
     }
 

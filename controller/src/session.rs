@@ -10,7 +10,7 @@ mod undo;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::domain::DomainId;
-use crate::core::journal::{Debt, Header, Journal, Record, VERSION};
+use crate::core::journal::{Debt, Header, Journal, Progress, Record, VERSION};
 use crate::core::lock::{Holder, Lock, ProcessId};
 use crate::core::names::{JobId, Names};
 use crate::core::options::JobLimit;
@@ -36,6 +36,8 @@ pub struct Session<'h> {
     /// Who held the lock before and did not give it back.
     taken_over: Option<Holder>,
     journal: Option<JournalFile>,
+    /// Did this job freeze the guest's file systems?
+    frozen: bool,
     /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
     _guard: Guard,
 }
@@ -60,7 +62,10 @@ impl<'h> Session<'h> {
             None => host.new_job_id()?,
         };
         let (lock, taken_over) = locking::take(host, names, job, limit)?;
-        Ok(Session { host, names: names.clone(), lock, taken_over, journal, _guard: guard })
+        if journal.as_ref().is_some_and(|journal| journal.progress() == Progress::Underway) {
+            host.let_settle(&names.journal())?;
+        }
+        Ok(Session { host, names: names.clone(), lock, taken_over, journal, frozen: false, _guard: guard })
     }
 
     pub fn taken_over(&self) -> Option<&Holder> {
@@ -100,6 +105,12 @@ impl<'h> Session<'h> {
             }
             let process = match step {
                 Step::Early(undo) => self.pay_early(undo)?,
+                Step::IfFrozen { path, content } => {
+                    if self.frozen {
+                        self.host.replace(path, content.as_bytes()).with_context(|| step.to_string())?;
+                    }
+                    None
+                }
                 _ => self.take_step(number, step, notes).with_context(|| step.to_string())?,
             };
             view = process.or(view);
@@ -124,7 +135,8 @@ impl<'h> Session<'h> {
     /// Intent, act, done.
     fn take_step(&mut self, number: u32, step: &Step, notes: &mut Vec<String>) -> Result<Option<ProcessId>> {
         act::check(self.host, step)?;
-        if let Some(undo) = step.undo() {
+        let owes = step.undo();
+        if let Some(undo) = owes.clone() {
             self.write(&Record::Intent { step: number, what: step.to_string(), undo })?;
         }
         let process = match (act::act(self.host, step), step) {
@@ -135,7 +147,10 @@ impl<'h> Session<'h> {
             }
             (Err(error), _) => return Err(error),
         };
-        self.write(&Record::Done { step: number, process: process.clone() })?;
+        self.frozen |= matches!(step, Step::Freeze { .. });
+        if owes.is_some() {
+            self.write(&Record::Done { step: number, process: process.clone() })?;
+        }
         Ok(process)
     }
 
@@ -179,19 +194,30 @@ impl<'h> Session<'h> {
         Ok(())
     }
 
-    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
-    /// crash came between forgetting the journal and giving back the lock.
-    pub fn sweep(&mut self, domain: Option<&DomainId>) -> Unwound {
-        let mut unwound = Unwound::default();
-        if !self.owed().is_empty() {
-            return unwound;
+    /// All that a cleanup does: what the journal owes, what is here under names of ours, and if the first could not be
+    /// done in full, once more: what stood in its way may have been the second.
+    pub fn clear(&mut self, domain: Option<&DomainId>) -> Unwound {
+        let first = self.unwind();
+        let swept = self.sweep(domain, &first);
+        if first.owes_nothing() {
+            return first.and(swept);
         }
+        let done = Unwound { errors: Vec::new(), ..first };
+        done.and(Unwound { errors: Vec::new(), ..swept }).and(self.unwind())
+    }
+
+    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
+    /// crash came between forgetting the journal and giving back the lock, or libvirt went on after our death.
+    /// What has to wait for others waits for what `first` could not undo, too.
+    fn sweep(&mut self, domain: Option<&DomainId>, first: &Unwound) -> Unwound {
+        let mut unwound = Unwound::default();
         let undos = match undo::by_name(self.host, &self.names, domain) {
             Ok(undos) => undos,
             Err(error) => return Unwound { errors: vec![error], ..unwound },
         };
         for undo in undos {
-            if undo.patience() == Patience::WaitsForNewer && !unwound.errors.is_empty() {
+            let blocked = !first.owes_nothing() || !unwound.owes_nothing();
+            if undo.patience() == Patience::WaitsForNewer && blocked {
                 continue;
             }
             match undo::undo(self.host, &undo).with_context(|| undo.to_string()) {

@@ -281,7 +281,7 @@ fn a_guest_that_powered_off_under_its_view_is_cleaned_up_and_says_what_waits() {
         unwound.notes
     );
     assert_eq!(files(&world), [""; 0]);
-    world::power_on(&mut world.borrow_mut());
+    world.borrow_mut().guests.values_mut().for_each(|guest| guest.power = Power::On);
     chunkmount(&world).unwrap();
     cleanup(&world).unwrap();
     assert_eq!(our_checkpoints(&world.borrow()).len(), 1);

@@ -2,14 +2,19 @@
 //! Each test runs itself again under `scripts/with-libvirt`, so that tests disturb neither the host nor each other.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
+mod device;
 mod guest;
 mod lab;
+mod storage;
+mod monitor;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-pub use guest::{Disk, Guest, virsh, virsh_ok};
+pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran};
+pub use monitor::Monitor;
+pub use storage::OwnFileSystem;
 
 /// Set inside.
 const INSIDE: &str = "TEST_HAS_ITS_OWN_LIBVIRT";

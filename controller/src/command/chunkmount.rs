@@ -36,11 +36,15 @@ pub fn chunkmount(
     check_backup_dir(host, &names)?;
     let mut session = Session::open(host, &names, limit)?;
     // A hook that was never followed by its counterpart: its leftovers go first.
-    let cleared = session.unwind();
-    let cleared = cleared.and(session.sweep(Some(&domain.id)));
+    let cleared = session.clear(Some(&domain.id));
     if !cleared.owes_nothing() {
         return Err(Failure::owing(&cleared));
     }
+    // What was unwound may have changed it: its disks may have been on overlays.
+    let domain = match survey::domain(host, domain.id.uuid.as_str()) {
+        Ok(domain) => domain,
+        Err(error) => return Err(give_back(session, error.into())),
+    };
     let outcome = decide(host, &domain, &names, session.job(), options)
         .and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
     match outcome {

@@ -225,7 +225,10 @@ impl Default for Places {
 /// <state>/<vm>/index/                       stamps and digests of each disk: the daemon's
 /// <state>/<vm>/view.json  <vm>.xml  <vm>.json   while a job runs: what the daemon is to show
 /// <state>/<vm>/log                          the daemon's messages
+/// <state>/<vm>/nvram                        while a job runs: the UEFI variables, as of its point in time
 /// <state>/<vm>/scratch/<target>.qcow2       while a job runs: what QEMU saves before the guest overwrites it
+/// <image>.virt-backup-<job>                 while a job runs by method external: what the guest writes meanwhile
+/// <image>.virt-backup-clone-<job>           while a job runs by method reflink: the image as it was
 /// <state>/.run/<16 digits>/nbd.sock         sockets: a socket's path may have 107 bytes, a VM's name more
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,6 +301,15 @@ impl Names {
         self.home().join(self.shown_about())
     }
 
+    pub fn saved_nvram(&self) -> PathBuf {
+        self.home().join("nvram")
+    }
+
+    /// The name in the view of the UEFI variables.
+    pub fn shown_nvram(&self) -> String {
+        format!("{}.nvram", self.vm)
+    }
+
     pub fn scratch_dir(&self) -> PathBuf {
         self.home().join("scratch")
     }
@@ -344,6 +356,34 @@ impl Names {
     pub fn shown_xml(&self) -> String {
         format!("{}.xml", self.vm)
     }
+}
+
+const OVERLAY: &str = ".virt-backup-";
+const CLONE: &str = ".virt-backup-clone-";
+
+/// Where the guest writes while its image is read: beside the image, where there is as much room as the guest counts
+/// upon, and where libvirt lets QEMU write.
+pub fn overlay_of(image: &Path, job: &JobId) -> PathBuf {
+    beside(image, OVERLAY, job)
+}
+
+/// Where the clone of an image is: sharing blocks goes within a file system only.
+pub fn clone_of(image: &Path, job: &JobId) -> PathBuf {
+    beside(image, CLONE, job)
+}
+
+/// The image below an overlay, by the overlay's name. None: not an overlay of ours.
+pub fn image_of_overlay(overlay: &Path) -> Option<PathBuf> {
+    let (image, job) = overlay.to_str()?.rsplit_once(OVERLAY)?;
+    JobId::new(job).ok()?;
+    Some(PathBuf::from(image))
+}
+
+fn beside(image: &Path, mark: &str, job: &JobId) -> PathBuf {
+    let mut path = image.as_os_str().to_owned();
+    path.push(mark);
+    path.push(job.as_str());
+    PathBuf::from(path)
 }
 
 /// The index of a VM, in its directory. One for all disks.

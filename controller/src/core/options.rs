@@ -18,8 +18,24 @@ pub struct Chunkmount {
     pub tracking: Tracking,
     pub exclude: BTreeSet<Target>,
     pub chunk_size: ChunkSize,
+    pub pause: Pause,
+    pub running: Running,
     /// How a program calls us back, up to the subcommand.
     pub own_command: Vec<String>,
+}
+
+/// `--offline`: may the guest stay suspended for as long as the work takes, where nothing else gives a point in time?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    Never,
+    AsLongAsItTakes,
+}
+
+/// `--shutdown`: is a running guest shut down first, and started again as soon as its point in time is taken?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Running {
+    Stays,
+    ShutDown { within_secs: u32 },
 }
 
 /// `--max-backups`: how many jobs may be alive at once on this host.

@@ -19,12 +19,41 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a program until it ends, and fails unless it ends well.
 pub(super) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
+    let mut child = spawn(program, command(program, arguments).stderr(Stdio::piped()))?;
+    wait(program, &mut child, within)
+}
+
+/// The same, and gives what the program wrote to its standard output, at most 16 MiB.
+pub(super) fn output(program: &Path, arguments: &[OsString], within: Duration) -> Result<Vec<u8>> {
+    let mut command = command(program, arguments);
+    let mut child = spawn(program, command.stderr(Stdio::piped()).stdout(Stdio::piped()))?;
+    let stdout = child.stdout.take().context("its output was asked for")?;
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.take(16 << 20).read_to_end(&mut bytes).map(|_| bytes)
+    });
+    wait(program, &mut child, within)?;
+    let read = reader.join().map_err(|_| anyhow!("reading it failed"))?;
+    read.with_context(|| format!("read what {} says", program.display()))
+}
+
+/// Starts a program that goes on when we have ended: in a session of its own, with no input and no output.
+pub(super) fn start_detached(program: &Path, arguments: &[OsString]) -> Result<()> {
+    // The one of util-linux: without `--fork` it becomes the program, unless it leads its group.
+    let mut words = vec!["--fork".into(), program.as_os_str().to_owned()];
+    words.extend_from_slice(arguments);
+    let mut command = command(Path::new("setsid"), &words);
+    let mut child = spawn(program, command.stderr(Stdio::null()).current_dir("/"))?;
+    wait(program, &mut child, Duration::from_secs(10))
+}
+
+fn spawn(program: &Path, command: &mut Command) -> Result<Child> {
+    command.spawn().map_err(|error| start_error(program, error))
+}
+
+fn wait(program: &Path, child: &mut Child, within: Duration) -> Result<()> {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
-    let mut child = command(program, arguments)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| start_error(program, error))?;
-    let words = listen(&mut child);
+    let words = listen(child);
     let deadline = Instant::now() + within;
     let status = loop {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {

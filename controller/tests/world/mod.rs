@@ -9,7 +9,9 @@ use std::rc::Rc;
 use virt_backup::command;
 use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
-use virt_backup::core::options::{ChunkSize, Chunkmount, JobLimit, MethodChoice, Quiesce, Tracking};
+use virt_backup::core::options::{
+    ChunkSize, Chunkmount, JobLimit, MethodChoice, Pause, Quiesce, Running, Tracking,
+};
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -39,6 +41,8 @@ pub(crate) fn options() -> Chunkmount {
         tracking: Tracking::Auto,
         exclude: BTreeSet::new(),
         chunk_size: ChunkSize::DEFAULT,
+        pause: Pause::Never,
+        running: Running::Stays,
         own_command: Vec::new(),
     }
 }
@@ -62,6 +66,7 @@ pub(crate) fn machine(power: Power, disks: &[(&str, &str)]) -> World {
         xml: String::new(),
         power,
         frozen: false,
+        suspended: false,
         disks: BTreeMap::new(),
         job: None,
         checkpoints: vec![("nightly-of-somebody-else".to_owned(), BTreeSet::new())],
@@ -99,8 +104,12 @@ fn on(world: World, fault: Option<Fault>, act: impl FnOnce(&SimHost)) -> World {
 }
 
 fn mounted(world: World, fault: Option<Fault>) -> World {
+    mounted_with(world, fault, &options())
+}
+
+fn mounted_with(world: World, fault: Option<Fault>, options: &Chunkmount) -> World {
     on(world, fault, |host| {
-        let done = command::chunkmount(host, &places(), "mail01", &options(), JobLimit::Unlimited, &|| false);
+        let done = command::chunkmount(host, &places(), "mail01", options, JobLimit::Unlimited, &|| false);
         assert_eq!(done.is_ok(), fault.is_none(), "{done:?}");
     })
 }
@@ -136,6 +145,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let frozen = Chunkmount { quiesce: Quiesce::Require, ..options() };
     let wished = Chunkmount { quiesce: Quiesce::Auto, ..options() };
     let without_vdb = Chunkmount { exclude: BTreeSet::from([target("vdb")]), ..options() };
+    let external = Chunkmount { method: MethodChoice::External, ..options() };
+    let reflink = Chunkmount { method: MethodChoice::Reflink, ..options() };
+    let paused = Chunkmount { method: MethodChoice::Offline, pause: Pause::AsLongAsItTakes, ..options() };
+    let shut_down = Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..options() };
+    let none_left = |options| Scenario { options, checkpoints_left: 0, ..quiet() };
     vec![
         make("pull: qcow2, first", running(QCOW2), untouched, quiet()),
         make("pull: raw", running(&[("vda", "raw")]), untouched, Scenario { checkpoints_left: 0, ..quiet() }),
@@ -156,12 +170,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &backed_up,
             Scenario { options: digest, checkpoints_left: 0, ..quiet() },
         ),
-        make(
-            "pull: over a mounted view",
-            running(BOTH),
-            &|w| mounted(backed_up(w), None),
-            Scenario { twice: true, ..quiet() },
-        ),
+        make("pull: over a mounted view", running(BOTH), &|w| mounted(backed_up(w), None), quiet()),
         make("pull: over a crashed job", running(BOTH), &|w| mounted(backed_up(w), crash(30)), quiet()),
         make(
             "pull: over a job before a power cut",
@@ -169,10 +178,90 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &|w| {
                 let mut world = mounted(backed_up(w), None);
                 world.cut_power();
-                power_on(&mut world);
+                world.guests.values_mut().for_each(|guest| guest.power = Power::On);
                 world
             },
             quiet(),
+        ),
+        make("external: qcow2, first", running(QCOW2), untouched, none_left(external.clone())),
+        make(
+            "external: qcow2 and raw",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(external.clone()) },
+        ),
+        make(
+            "external: after pull, frozen",
+            running(BOTH),
+            &backed_up,
+            Scenario { options: Chunkmount { quiesce: Quiesce::Require, ..external.clone() }, ..quiet() },
+        ),
+        make(
+            "external: over a crashed job",
+            running(TWO),
+            &|w| {
+                let options = Chunkmount { method: MethodChoice::External, ..options() };
+                mounted_with(w, crash(30), &options)
+            },
+            none_left(external.clone()),
+        ),
+        make(
+            "external: over a mounted view",
+            running(BOTH),
+            &|w| mounted_with(w, None, &Chunkmount { method: MethodChoice::External, ..options() }),
+            none_left(external.clone()),
+        ),
+        make(
+            "external: of a suspended guest",
+            suspended(running(BOTH)),
+            untouched,
+            none_left(external.clone()),
+        ),
+        make(
+            "external: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..external }),
+        ),
+        make("pull: of a suspended guest", suspended(running(BOTH)), untouched, quiet()),
+        make(
+            "pull: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            Scenario { options: shut_down.clone(), ..quiet() },
+        ),
+        make(
+            "reflink: qcow2 and raw",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(reflink.clone()) },
+        ),
+        make(
+            "reflink: after pull, frozen",
+            running(BOTH),
+            &backed_up,
+            Scenario { options: Chunkmount { quiesce: Quiesce::Require, ..reflink.clone() }, ..quiet() },
+        ),
+        make(
+            "reflink: of a suspended guest",
+            suspended(running(BOTH)),
+            untouched,
+            none_left(reflink.clone()),
+        ),
+        make("reflink: of a guest that is off", off(BOTH), untouched, none_left(reflink.clone())),
+        make(
+            "reflink: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { method: MethodChoice::Reflink, ..shut_down.clone() }),
+        ),
+        make("offline: suspended until cleanup", running(BOTH), untouched, none_left(paused.clone())),
+        make("offline: of a suspended guest", suspended(running(BOTH)), untouched, none_left(paused.clone())),
+        make(
+            "offline: shut down until cleanup",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..paused }),
         ),
         make("offline: raw", off(&[("vda", "raw")]), untouched, Scenario { twice: true, ..quiet() }),
         make("offline: qcow2 and raw", off(BOTH), untouched, quiet()),
@@ -181,9 +270,18 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// What an administrator does after a power cut.
-pub(crate) fn power_on(world: &mut World) {
-    world.guests.values_mut().for_each(|guest| guest.power = Power::On);
+/// By an administrator, before any job.
+fn suspended(mut world: World) -> World {
+    world.guests.values_mut().for_each(|guest| guest.suspended = true);
+    world
+}
+
+/// What an administrator does after a power cut: the guest is as it was before.
+pub(crate) fn power_on(world: &mut World, scenario: &Scenario) {
+    for (uuid, guest) in &mut world.guests {
+        guest.power = Power::On;
+        guest.suspended = scenario.pristine.guests[uuid].suspended;
+    }
 }
 
 pub(crate) fn our_checkpoints(world: &World) -> Vec<CheckpointName> {
@@ -204,6 +302,14 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
     let (guest, before) = (&world.guests[&uuid()], &scenario.pristine.guests[&uuid()]);
     assert!(guest.job.is_none(), "{story}: a backup job runs");
     assert!(!guest.frozen, "{story}: the guest is frozen");
+    assert_eq!(guest.disks, before.disks, "{story}: the images");
+    if world.boots == scenario.world.boots {
+        assert_eq!(
+            (guest.power, guest.suspended),
+            (before.power, before.suspended),
+            "{story}: the state of the guest"
+        );
+    }
     assert_eq!(guest.xml, before.xml, "{story}");
     let foreign = |g: &Guest| {
         let names = g.checkpoints.iter().map(|(name, _)| name.clone());

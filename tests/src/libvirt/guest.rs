@@ -6,7 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
+use super::device::LoopDevice;
+use super::monitor::Monitor;
+
 pub(super) const CHUNK: u64 = 256 << 10;
+/// In MiB.
+const LARGEST_REMEMBERED: u64 = 1 << 10;
+/// For the tables of a qcow2 image, which cannot grow beyond its device.
+const TABLES: u64 = 4 << 20;
 
 /// A disk of a guest that is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +28,17 @@ pub struct Disk {
 pub struct Guest {
     pub name: String,
     pub images: Vec<PathBuf>,
-    /// What the guest has on each disk.
+    /// What the guest has on each disk. Nothing is remembered of one that is too large for it.
     pub content: Vec<Vec<u8>>,
+    devices: Vec<LoopDevice>,
+}
+
+/// What the disks of a guest are for its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    Files,
+    /// Loop devices past the page cache, so that the kernel counts what is read.
+    Devices,
 }
 
 pub fn virsh(words: &[&str]) -> (bool, String) {
@@ -37,8 +55,9 @@ pub fn virsh_ok(words: &[&str]) -> String {
 
 impl Guest {
     /// Defines a guest with these disks, vda and so on; it is off.
-    pub fn define(dir: &Path, name: &str, disks: &[Disk]) -> Guest {
-        let mut guest = Guest { name: name.to_owned(), images: Vec::new(), content: Vec::new() };
+    pub fn define(dir: &Path, name: &str, disks: &[Disk], storage: Storage) -> Guest {
+        let (images, content, loops) = (Vec::new(), Vec::new(), Vec::new());
+        let mut guest = Guest { name: name.to_owned(), images, content, devices: loops };
         let mut devices = String::new();
         for (number, disk) in disks.iter().enumerate() {
             let letter = char::from(b'a' + number as u8);
@@ -49,16 +68,27 @@ impl Guest {
                 .arg(format!("{}M", disk.mib))
                 .status();
             assert!(made.unwrap().success());
+            let (kind, attribute, path, cache) = match storage {
+                Storage::Files => ("file", "file", image.clone(), ""),
+                Storage::Devices => {
+                    let tables = if disk.format == "raw" { 0 } else { TABLES };
+                    let device = LoopDevice::attach(&image, (disk.mib << 20) + tables);
+                    let path = device.path.clone();
+                    guest.devices.push(device);
+                    ("block", "dev", path, " cache='none'")
+                }
+            };
             write!(
                 devices,
-                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'/>\
+                "<disk type='{kind}' device='disk'><driver name='qemu' type='{}'{cache}/><source {attribute}='{}'/>\
                  <target dev='vd{letter}' bus='virtio'/></disk>",
                 disk.format,
-                image.display()
+                path.display()
             )
             .unwrap();
             guest.images.push(image);
-            guest.content.push(vec![0; (disk.mib << 20) as usize]);
+            let remembered = if disk.mib > LARGEST_REMEMBERED { 0 } else { disk.mib << 20 };
+            guest.content.push(vec![0; remembered as usize]);
         }
         let xml = dir.join(format!("{name}.xml"));
         let text = format!(
@@ -69,6 +99,29 @@ impl Guest {
         fs::write(&xml, text).unwrap();
         virsh_ok(&["define", xml.to_str().unwrap()]);
         guest
+    }
+
+    /// Gives QEMU a second monitor, from its next start on.
+    pub fn add_monitor(&self) {
+        let xml = virsh_ok(&["dumpxml", "--inactive", &self.name]);
+        let namespace = "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ";
+        let socket = self.monitor_socket();
+        let words = format!(
+            "<qemu:commandline><qemu:arg value='-qmp'/><qemu:arg value='unix:{},server=on,wait=off'/></qemu:commandline>",
+            socket.display()
+        );
+        let xml = xml.replacen("<domain ", namespace, 1).replace("</domain>", &(words + "</domain>"));
+        let file = socket.with_extension("xml");
+        fs::write(&file, xml).unwrap();
+        virsh_ok(&["define", file.to_str().unwrap()]);
+    }
+
+    pub fn monitor(&self) -> Monitor {
+        Monitor::connect(&self.monitor_socket())
+    }
+
+    fn monitor_socket(&self) -> PathBuf {
+        self.images[0].with_extension("qmp")
     }
 
     pub fn start(&self) {
@@ -82,13 +135,30 @@ impl Guest {
     /// Writes as the guest would. QEMU says how it went to nobody: `assert_content` tells.
     pub fn write(&mut self, disk: usize, byte: u8, offset: u64, length: u64) {
         self.qemu_io(disk, &format!("write -P {byte} {offset} {length}"));
-        self.content[disk][offset as usize..(offset + length) as usize].fill(byte);
+        let content = &mut self.content[disk];
+        if !content.is_empty() {
+            content[offset as usize..(offset + length) as usize].fill(byte);
+        }
     }
 
     /// A few bytes in each of these chunks.
     pub fn write_chunks(&mut self, disk: usize, byte: u8, chunks: impl IntoIterator<Item = u64>) {
         for chunk in chunks {
             self.write(disk, byte, chunk * CHUNK + 8192, 4096);
+        }
+    }
+
+    /// What it has written is on its disks, whatever becomes of its QEMU.
+    pub fn flush(&self) {
+        (0..self.images.len()).for_each(|disk| self.qemu_io(disk, "flush"));
+    }
+
+    /// libvirt has noticed that its QEMU is gone.
+    pub fn wait_until_off(&self) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !virsh_ok(&["domstate", &self.name]).contains("shut off") {
+            assert!(std::time::Instant::now() < deadline, "{} is still there", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 
@@ -121,32 +191,31 @@ impl Guest {
         assert_eq!(answer.trim(), "", "{command}");
     }
 
-    /// Bytes that QEMU has read from a disk's image so far, for the guest or for a backup.
+    /// Bytes that were read from a disk's device so far. QEMU's own statistics leave out what a backup reads.
     pub fn bytes_read(&self, disk: usize) -> u64 {
-        let text = virsh_ok(&[
-            "qemu-monitor-command",
-            &self.name,
-            r#"{"execute":"query-blockstats","arguments":{"query-nodes":true}}"#,
-        ]);
-        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let file = self.images[disk].to_str().unwrap().to_owned();
-        let nodes =
-            virsh_ok(&["qemu-monitor-command", &self.name, r#"{"execute":"query-named-block-nodes"}"#]);
-        let nodes: serde_json::Value = serde_json::from_str(&nodes).unwrap();
-        let storage = nodes["return"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|node| node["drv"] == "file" && node["file"] == file.as_str());
-        let name = storage.unwrap()["node-name"].clone();
-        let stats = answer["return"].as_array().unwrap().iter().find(|node| node["node-name"] == name);
-        stats.unwrap()["stats"]["rd_bytes"].as_u64().unwrap()
+        self.devices[disk].bytes_read()
     }
 
-    /// Definition and block graph: what a backup must leave as it was.
+    /// Definition, as it runs and as it is stored, and the graph of block nodes of a QEMU that is there: what a backup
+    /// must leave as it was.
     pub fn shape(&self) -> String {
-        let graph = virsh_ok(&["domblklist", "--details", &self.name]);
-        virsh_ok(&["dumpxml", "--inactive", &self.name]) + &graph
+        let running = virsh_ok(&["dumpxml", &self.name]);
+        let stored = virsh_ok(&["dumpxml", "--inactive", &self.name]);
+        if virsh_ok(&["domstate", &self.name]).trim() == "shut off" {
+            return stored;
+        }
+        let nodes = self.qmp(r#"{"execute":"query-named-block-nodes"}"#);
+        let node = |node: &Value| format!("{}: {}, {}\n", node["node-name"], node["drv"], node["file"]);
+        let mut nodes: Vec<_> = nodes.as_array().unwrap().iter().map(node).collect();
+        nodes.sort();
+        running + &stored + &nodes.concat()
+    }
+
+    /// What QEMU answers to a command in JSON.
+    pub fn qmp(&self, command: &str) -> Value {
+        let text = virsh_ok(&["qemu-monitor-command", &self.name, command]);
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        answer["return"].clone()
     }
 
     /// The names of the checkpoints.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::guest::{Disk, Guest};
+use super::guest::{Disk, Guest, Storage};
 use super::program;
 
 #[derive(Debug)]
@@ -49,7 +49,14 @@ impl Lab {
     }
 
     pub fn guest_off(&self, name: &str, disks: &[Disk]) -> Guest {
-        Guest::define(&self.path("images"), name, disks)
+        Guest::define(&self.path("images"), name, disks, Storage::Files)
+    }
+
+    /// A running guest whose disks are devices that count what is read from them.
+    pub fn guest_on_devices(&self, name: &str, disks: &[Disk]) -> Guest {
+        let guest = Guest::define(&self.path("images"), name, disks, Storage::Devices);
+        guest.start();
+        guest
     }
 
     pub fn command(&self, words: &[&str]) -> Command {

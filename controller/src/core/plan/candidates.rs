@@ -67,6 +67,15 @@ pub(super) fn by_fingerprint(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates
     }
 }
 
+/// For a disk whose images have been written to until the point in time, and nothing says where.
+pub(super) fn by_digest(case: &Case<'_>) -> Candidates {
+    match case.options.tracking {
+        Tracking::None => Candidates::Stamped,
+        Tracking::Digest => all("asked for with --track=digest"),
+        Tracking::Auto | Tracking::Bitmap => all("only method pull knows what a running guest has written"),
+    }
+}
+
 /// The checkpoint that an index names and that still counts: what stays named when no new one is made.
 pub(super) fn usable_base(case: &Case<'_>, wanted: &Wanted<'_>) -> Result<CheckpointName, String> {
     let indexed = trusted_index(case, wanted)?;

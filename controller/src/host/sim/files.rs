@@ -9,7 +9,7 @@ use crate::core::facts::Fingerprint;
 use crate::core::units::Bytes;
 use crate::host::{Created, Entry, Files, Guard, Removal};
 
-use super::{Node, SimHost, World};
+use super::{Guest, Node, Power, SimHost, World};
 
 impl Files for SimHost {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
@@ -66,6 +66,26 @@ impl Files for SimHost {
                 drop(extend(world, path, half));
             },
         )
+    }
+
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.effect("copy_file", |world| match world.nodes.get(from) {
+            Some(Node::File(content)) => put(world, to, &content.clone()),
+            _ => bail!("{} is not a plain file", from.display()),
+        })
+    }
+
+    fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.effect("clone_file", |world| {
+            let Some(image) = world.image(from).cloned() else { bail!("{} is no image", from.display()) };
+            let held = |guest: &Guest| guest.power == Power::Off || guest.suspended;
+            let writer = world.guests.values().find(|guest| guest.disks.values().any(|path| path == from));
+            if !writer.is_none_or(held) {
+                world.violations.push(format!("{} is cloned while its guest writes", from.display()));
+            }
+            world.nodes.insert(to.to_owned(), Node::Clone(image));
+            Ok(())
+        })
     }
 
     fn make_dir(&self, path: &Path) -> Result<Created> {

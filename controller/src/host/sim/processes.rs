@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Target};
-use crate::core::point::ImagesMark;
 use crate::core::step::{ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::host::{Processes, Removal};
@@ -30,6 +29,11 @@ impl Processes for SimHost {
         let world = &mut *self.world.borrow_mut();
         world.jobs_named += 1;
         Ok(JobId::from_bits(world.jobs_named))
+    }
+
+    /// Here everything happens at once.
+    fn let_settle(&self, _last_sign: &Path) -> Result<()> {
+        Ok(())
     }
 
     fn lives(&self, process: &ProcessId) -> Result<bool> {
@@ -203,7 +207,7 @@ fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
         capacity: disk.capacity,
         chunk_size: spec.chunk_size,
         checkpoint: disk.checkpoint_after.clone(),
-        images: ImagesMark::of(&disk.images),
+        images: disk.images.mark(),
         trust: Trust::AsRecorded,
     });
     true

@@ -34,7 +34,9 @@ pub enum Node {
     File(Vec<u8>),
     Socket,
     Scratch,
+    /// Also an overlay: what the guest sees through it.
     Image(Image),
+    Clone(Image),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,7 @@ pub struct Guest {
     pub xml: String,
     pub power: Power,
     pub frozen: bool,
+    pub suspended: bool,
     /// Disks and the images behind them.
     pub disks: BTreeMap<Target, PathBuf>,
     pub job: Option<Job>,
@@ -106,7 +109,7 @@ pub struct Index {
 impl World {
     pub fn image(&self, path: &Path) -> Option<&Image> {
         match self.nodes.get(path) {
-            Some(Node::Image(image)) => Some(image),
+            Some(Node::Image(image) | Node::Clone(image)) => Some(image),
             _ => None,
         }
     }
@@ -131,7 +134,8 @@ impl World {
 
     /// Each running guest writes one chunk on each disk: another one and another value each time.
     pub fn guests_write(&mut self) {
-        for guest in self.guests.values_mut().filter(|g| g.power == Power::On && !g.frozen) {
+        let writes = |guest: &&mut Guest| guest.power == Power::On && !guest.frozen && !guest.suspended;
+        for guest in self.guests.values_mut().filter(writes) {
             for (target, path) in &guest.disks {
                 self.writes += 1;
                 // 5 and 8 have no common divisor: in time all chunks are written, not in order.
@@ -153,6 +157,7 @@ impl World {
         for guest in self.guests.values_mut() {
             guest.job = None;
             guest.frozen = false;
+            guest.suspended = false;
             if guest.power == Power::On {
                 guest.power = Power::Off;
                 // QEMU writes bitmaps when it closes an image; now they are marked as in use.
@@ -166,7 +171,7 @@ impl World {
 
     pub fn fingerprint(&self, path: &Path) -> Option<Fingerprint> {
         let (size, time) = match self.nodes.get(path)? {
-            Node::Image(image) => (CHUNKS as u64 * CHUNK_BYTES, image.touched),
+            Node::Image(image) | Node::Clone(image) => (CHUNKS as u64 * CHUNK_BYTES, image.touched),
             Node::File(content) => (content.len() as u64, 0),
             Node::Dir | Node::Socket | Node::Scratch => (0, 0),
         };
