@@ -9,6 +9,7 @@
 //! - **Undoing what is not there is `AlreadyGone`,** not an error, also when the domain or the directory it was in is
 //!   gone. So every undo may be repeated.
 
+mod copying;
 pub mod exec;
 pub mod libvirt;
 pub mod local;
@@ -27,7 +28,7 @@ use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{CheckpointName, JobId, Target};
-use crate::core::step::{BackupRequest, ImageService, Overlay, OverlayRequest, ViewService};
+use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
 use crate::core::units::Bytes;
 
 /// A machine with guests.
@@ -56,6 +57,8 @@ pub trait Files {
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.
     fn make_dir(&self, path: &Path) -> Result<Created>;
+    /// The same, for the last of them: nobody else looks into it.
+    fn make_private_dir(&self, path: &Path) -> Result<Created>;
     /// A file, a socket, a link; never a directory.
     fn remove_file(&self, path: &Path) -> Result<Removal>;
     /// Only an empty one.
@@ -88,6 +91,10 @@ pub trait Processes {
     fn serve_image(&self, service: &ImageService) -> Result<ProcessId>;
     /// Stops every server that was started for this socket and removes the socket.
     fn stop_image(&self, socket: &Path) -> Result<Removal>;
+
+    /// Reads all of a disk and writes it where it is to go: a file has its name only when it is whole and on disk.
+    /// Gives the digest as `b3sum` prints it. Ends early when `interrupted` says so or room runs short.
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String>;
 
     /// What the indexes of a VM say. No directory: no disks.
     fn indexes(&self, dir: &Path) -> Result<BTreeMap<Target, IndexedDisk>>;

@@ -12,11 +12,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use virt_backup::command::{self, Failure};
 use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
+use virt_backup::core::options::{Chunkmount, Dump};
+use virt_backup::core::plan::Plan;
 use virt_backup::host::machine::Machine;
 use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
-use crate::cli::{Cli, Command, Common, Job};
+use crate::cli::{Cli, Command, Common, Copy, Job};
 use crate::report;
 
 const USAGE: u8 = 2;
@@ -72,6 +74,11 @@ impl Context {
             Command::Chunkmount(args) => {
                 self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.chunkmount(vm, &args.job)))
             }
+            Command::Dump(args) => match args.wishes() {
+                Ok(wishes) => self.dump_each(&args.copy, &wishes),
+                Err(error) => complain(&Failure { exit_status: 1, story: error.to_string() }),
+            },
+            Command::Convert(args) => self.dump_each(&args.copy, &args.wishes()),
             Command::Cleanup(args) => {
                 let vms = match args.all {
                     true => match report::vms_with_jobs(self) {
@@ -120,22 +127,55 @@ impl Context {
     }
 
     fn chunkmount(&self, vm: &str, job: &Job) -> Result<(), Failure> {
-        let interrupted = || self.interrupted.load(Ordering::SeqCst);
+        let interrupted = self.interrupted();
         let options = job.options(self.own_command.clone());
         let mounted =
             command::chunkmount(&self.machine, &self.places, vm, &options, job.limit(), &interrupted)?;
         self.tell(vm, &mounted.cleared);
         let id = &mounted.plan.domain;
-        let notes = mounted.plan.notes.iter().chain(&mounted.notes);
-        notes.for_each(|note| self.note(vm, note));
-        for left_out in &mounted.plan.left_out {
-            self.note(vm, &format!("left out: {}: {}", left_out.what, left_out.reason));
-        }
+        self.tell_of(vm, &mounted.plan, &mounted.notes);
         if !self.quiet {
             let point = Names::new(&self.places, &id.name).mount_point();
             println!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display());
         }
         Ok(())
+    }
+
+    fn dump_each(&self, copy: &Copy, wishes: &Dump) -> u8 {
+        let options = copy.options(self.own_command.clone());
+        self.each(copy.vms.list(), |vm| match copy.dry_run {
+            true => {
+                print!("{}", command::plan_dump(&self.machine, &self.places, vm, (&options, wishes))?);
+                Ok(())
+            }
+            false => patiently(copy.job.wait, || self.dump(vm, copy, (&options, wishes))),
+        })
+    }
+
+    fn dump(&self, vm: &str, copy: &Copy, wishes: (&Chunkmount, &Dump)) -> Result<(), Failure> {
+        let interrupted = self.interrupted();
+        let limit = copy.job.limit();
+        let dumped = command::dump(&self.machine, &self.places, vm, wishes, limit, &interrupted)?;
+        self.tell(vm, &dumped.cleared);
+        self.tell_of(vm, &dumped.plan, &dumped.notes);
+        if !self.quiet {
+            let id = &dumped.plan.domain;
+            let dir = Names::new(&self.places, &id.name).dump_dir();
+            println!("{id}: dumped to {} by method {}", dir.display(), dumped.plan.method);
+        }
+        Ok(())
+    }
+
+    fn tell_of(&self, vm: &str, plan: &Plan, notes: &[String]) {
+        plan.notes.iter().chain(notes).for_each(|note| self.note(vm, note));
+        for left_out in &plan.left_out {
+            self.note(vm, &format!("left out: {}: {}", left_out.what, left_out.reason));
+        }
+    }
+
+    fn interrupted(&self) -> impl Fn() -> bool + Sync + use<> {
+        let interrupted = Arc::clone(&self.interrupted);
+        move || interrupted.load(Ordering::SeqCst)
     }
 
     fn cleanup(&self, vm: &str) -> Result<(), Failure> {

@@ -6,9 +6,9 @@ use anyhow::anyhow;
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Chunkmount, JobLimit};
-use crate::core::plan::{self, Case, Plan};
+use crate::core::plan::{self, Case, Plan, Purpose};
 use crate::host::{Entry, Host};
-use crate::session::{Session, Unwound};
+use crate::session::{Interrupted, Session, Unwound};
 use crate::survey;
 
 use super::Failure;
@@ -29,7 +29,7 @@ pub fn chunkmount(
     vm: &str,
     options: &Chunkmount,
     limit: JobLimit,
-    interrupted: &dyn Fn() -> bool,
+    interrupted: &Interrupted<'_>,
 ) -> Result<Mounted, Failure> {
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
@@ -54,7 +54,7 @@ pub fn chunkmount(
 }
 
 /// Made by whoever set this up, never by us: a missing file system must not be taken for an empty directory.
-fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
+pub(super) fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
     let dir = names.backup_dir();
     match host.entry(dir)? {
         Entry::Directory => Ok(()),
@@ -82,12 +82,13 @@ fn decide(
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
     let facts = survey::facts(host, domain, names)?;
-    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job };
+    let purpose = Purpose::View;
+    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
 }
 
 /// The lock goes with the last debt, and stays with any other.
-fn give_back(session: Session<'_>, failure: Failure) -> Failure {
+pub(super) fn give_back(session: Session<'_>, failure: Failure) -> Failure {
     if failure.exit_status == 3 {
         return failure;
     }

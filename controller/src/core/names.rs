@@ -224,8 +224,10 @@ impl Default for Places {
 /// <state>/<vm>/journal  guard               what is owed; who works on it (kept open, never removed)
 /// <state>/<vm>/index/                       stamps and digests of each disk: the daemon's
 /// <state>/<vm>/view.json  <vm>.xml  <vm>.json   while a job runs: what the daemon is to show
+/// <state>/<vm>/dumped                       which files in B/<vm>/ are of a dump: for cleanup
 /// <state>/<vm>/log                          the daemon's messages
 /// <state>/<vm>/nvram                        while a job runs: the UEFI variables, as of its point in time
+/// <state>/<vm>/state                        while a job with --state runs: the guest's memory
 /// <state>/<vm>/scratch/<target>.qcow2       while a job runs: what QEMU saves before the guest overwrites it
 /// <image>.virt-backup-<job>                 while a job runs by method external: what the guest writes meanwhile
 /// <image>.virt-backup-clone-<job>           while a job runs by method reflink: the image as it was
@@ -310,6 +312,36 @@ impl Names {
         format!("{}.nvram", self.vm)
     }
 
+    /// The guest's memory, as libvirt saves it.
+    pub fn saved_state(&self) -> PathBuf {
+        self.home().join("state")
+    }
+
+    /// The name of the memory in the view and in a dump.
+    pub fn shown_state(&self) -> String {
+        format!("{}.state", self.vm)
+    }
+
+    /// Where a dump goes: where a view would be.
+    pub fn dump_dir(&self) -> PathBuf {
+        self.mount_point()
+    }
+
+    /// `mail01_vda.img`, `mail01_vda.img.gz`, `mail01_vda.qcow2`
+    pub fn dump_file(&self, target: &Target, extension: &str) -> String {
+        format!("{}_{target}{extension}", self.vm)
+    }
+
+    /// The digests of a dump; written last.
+    pub fn dump_digests(&self) -> String {
+        format!("{}.b3", self.vm)
+    }
+
+    /// Which files in the dump directory are ours.
+    pub fn dump_record(&self) -> PathBuf {
+        self.home().join("dumped")
+    }
+
     pub fn scratch_dir(&self) -> PathBuf {
         self.home().join("scratch")
     }
@@ -356,6 +388,16 @@ impl Names {
     pub fn shown_xml(&self) -> String {
         format!("{}.xml", self.vm)
     }
+}
+
+/// Can this be the name of a file in a directory, and of nothing outside of it?
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+/// What a file is called until it is whole.
+pub fn partial_of(name: &str) -> String {
+    format!("{name}.partial")
 }
 
 const OVERLAY: &str = ".virt-backup-";

@@ -3,6 +3,7 @@
 
 mod candidates;
 mod choose;
+mod dump;
 mod external;
 mod hold;
 mod offline;
@@ -11,6 +12,7 @@ mod reflink;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -20,7 +22,7 @@ use super::facts::{DiskFacts, Facts, IndexedDisk, MountPoint, Nvram};
 use super::names::{CheckpointName, JobId, Names, Target};
 use super::options::{Chunkmount, Tracking};
 use super::point::Point;
-use super::step::{Step, ViewService};
+use super::step::{Step, Undo, ViewService};
 use super::units::Generation;
 use super::viewspec::{self, Consistency, Method, Room, ShownDisk, ShownFile, ViewSpec};
 
@@ -34,6 +36,16 @@ pub struct Case<'a> {
     pub options: &'a Chunkmount,
     pub names: &'a Names,
     pub job: &'a JobId,
+    pub purpose: Purpose,
+}
+
+/// What the point in time is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Chunks whose changes are known: uses and makes checkpoints, as asked.
+    View,
+    /// A copy of everything: leaves checkpoints and index alone.
+    Copy,
 }
 
 /// What will be done, in order.
@@ -88,7 +100,11 @@ struct PointInTime {
     claims: Vec<Step>,
     /// From the first step that the guest may notice to sources that can be read.
     take: Vec<Step>,
+    /// What a disk does not need any more once it has been read.
+    release: BTreeMap<Target, Vec<Undo>>,
 }
+
+pub use dump::dump;
 
 /// The plan that shows a VM's disks as chunks under `B/<vm>`.
 pub fn chunkmount(case: Case<'_>) -> Result<Plan, Refusal> {
@@ -171,9 +187,12 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
     let path = path.display();
     let in_the_way = match &case.facts.mount_point {
         MountPoint::Absent | MountPoint::EmptyDirectory => None,
-        MountPoint::Occupied => {
-            Some(format!("{path} exists and is not empty: the view would hide what is there"))
+        MountPoint::Occupied if case.purpose == Purpose::Copy => {
+            Some(format!("{path} exists, with something in it that is of no dump of ours"))
         }
+        MountPoint::Occupied => Some(format!(
+            "{path} exists and is not empty: the view would hide what is there; if it is a dump, cleanup removes it"
+        )),
         MountPoint::Mounted { source } if *source == case.names.mount_source() => {
             Some(format!("{path} still shows a view of an earlier job: run cleanup"))
         }
@@ -231,9 +250,9 @@ fn base(case: &Case<'_>, target: &Target) -> Option<Point> {
 
 /// Does the user let us leave a checkpoint in the domain?
 fn wants_checkpoints(case: &Case<'_>) -> bool {
-    match case.options.tracking {
-        Tracking::Auto | Tracking::Bitmap => true,
-        Tracking::Digest | Tracking::None => false,
+    match (case.purpose, case.options.tracking) {
+        (Purpose::View, Tracking::Auto | Tracking::Bitmap) => true,
+        (Purpose::View, Tracking::Digest | Tracking::None) | (Purpose::Copy, _) => false,
     }
 }
 

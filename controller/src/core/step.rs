@@ -2,14 +2,17 @@
 //! Says what is to be done, not how: `session` carries steps out through the host.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::compression::Compression;
 use super::domain::{DomainId, Format};
 use super::facts::ChainLayer;
 use super::names::{CheckpointName, Target};
-use super::viewspec::ViewSpec;
+use super::options::Clusters;
+use super::viewspec::{Feed, Room, ViewSpec};
 
 /// One effect on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,8 +82,65 @@ pub enum Step {
     ServeImage(ImageService),
     /// Done when the view is ready for readers.
     StartView(ViewService),
+    /// A directory for files with guest data: nobody else can look into it.
+    MakePrivateDir {
+        path: PathBuf,
+    },
+    /// Reads a disk as of the point in time and writes it where it is to go; the files are claimed.
+    CopyDisk(Box<CopyRequest>),
+    /// Writes down the digests of what was copied and which files are a dump, and owes these files no more.
+    KeepDump(DumpRecord),
+    /// Carries out the undo of an earlier step now if that is possible, and leaves it to the end if not.
+    Release(Undo),
     /// Carries out the undo of an earlier step now, and owes it no more.
     Early(Undo),
+}
+
+/// One disk to be copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CopyRequest {
+    pub target: Target,
+    pub feed: Feed,
+    pub to: CopyTo,
+    /// Bytes a second.
+    pub pace: Option<NonZeroU64>,
+    /// Ends the copy when less is free: the guest comes first.
+    pub room: Option<Room>,
+    /// What the digest stands for in the list of digests.
+    pub digest_of: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyTo {
+    /// The bytes that the guest sees, maybe compressed.
+    Image {
+        dir: PathBuf,
+        name: String,
+        compression: Compression,
+    },
+    Qcow2 {
+        dir: PathBuf,
+        name: String,
+        clusters: Clusters,
+    },
+    /// Into the input of a program.
+    Program {
+        words: Vec<String>,
+        environment: Vec<(String, String)>,
+        compression: Compression,
+    },
+}
+
+/// The files of a dump, all in one directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpRecord {
+    pub dir: PathBuf,
+    pub names: Vec<String>,
+    /// The one of these that gets the digests.
+    pub digests: String,
+    /// Where this is written down.
+    pub record: PathBuf,
 }
 
 /// What a step owes. Every undo may be carried out any number of times, and when the step never happened.
@@ -187,6 +247,8 @@ pub struct Overlay {
 pub struct OverlayRequest {
     pub domain: DomainId,
     pub overlays: Vec<Overlay>,
+    /// Where the memory goes, as of the same point in time. The guest runs on while it is saved.
+    pub memory: Option<PathBuf>,
     /// Disks of the domain that get none.
     pub without: Vec<Target>,
 }
@@ -236,11 +298,14 @@ impl Step {
             Step::BeginBackup(BackupRequest { domain, socket, .. }) => {
                 Undo::AbortBackup { domain: domain.clone(), socket: socket.clone() }
             }
+            Step::MakePrivateDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::ServeImage(service) => Undo::StopImage { socket: service.socket.clone() },
             Step::StartView(service) => Undo::StopView(service.clone()),
             // What they make is claimed by an earlier step.
-            Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } => return None,
-            Step::Early(_) => return None,
+            Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } | Step::CopyDisk(_) => {
+                return None;
+            }
+            Step::Early(_) | Step::Release(_) | Step::KeepDump(_) => return None,
         })
     }
 }
@@ -313,7 +378,24 @@ impl fmt::Display for Step {
                 write!(f, "serve {target} read-only on {}: {}", socket.display(), formats.join(" over "))
             }
             Step::StartView(service) => write!(f, "show the view at {}", service.mount_point.display()),
-            Step::Early(undo) => undo.fmt(f),
+            Step::MakePrivateDir { path } => write!(f, "make {}", path.display()),
+            Step::CopyDisk(copy) => copy.fmt(f),
+            Step::KeepDump(record) => {
+                write!(f, "keep what is in {}: {}", record.dir.display(), record.names.join(", "))
+            }
+            Step::Early(undo) | Step::Release(undo) => undo.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for CopyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = &self.target;
+        match &self.to {
+            CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. } => {
+                write!(f, "copy {target} to {}", dir.join(name).display())
+            }
+            CopyTo::Program { words, .. } => write!(f, "copy {target} into {}", words.join(" ")),
         }
     }
 }
@@ -324,6 +406,9 @@ impl fmt::Display for OverlayRequest {
         for (position, overlay) in self.overlays.iter().enumerate() {
             let comma = if position > 0 { "," } else { "" };
             write!(f, "{comma} {} to {}", overlay.target, overlay.overlay.display())?;
+        }
+        if let Some(memory) = &self.memory {
+            write!(f, ", and save its memory to {}", memory.display())?;
         }
         Ok(())
     }

@@ -66,6 +66,8 @@ pub enum Consistency {
     Suspended,
     /// The guest was off.
     ShutDown,
+    /// The guest's memory was saved with the disks, and can be resumed.
+    Memory,
 }
 
 /// A small file that is shown as it is.

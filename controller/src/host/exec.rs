@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
@@ -19,8 +19,18 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a program until it ends, and fails unless it ends well.
 pub(super) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
+    run_unless(program, arguments, within, &|| false)
+}
+
+/// The same, and ends it when it is told to stop.
+pub(super) fn run_unless(
+    program: &Path,
+    arguments: &[OsString],
+    within: Duration,
+    stop: &dyn Fn() -> bool,
+) -> Result<()> {
     let mut child = spawn(program, command(program, arguments).stderr(Stdio::piped()))?;
-    wait(program, &mut child, within)
+    wait(program, &mut child, within, stop)
 }
 
 /// The same, and gives what the program wrote to its standard output, at most 16 MiB.
@@ -32,7 +42,7 @@ pub(super) fn output(program: &Path, arguments: &[OsString], within: Duration) -
         let mut bytes = Vec::new();
         stdout.take(16 << 20).read_to_end(&mut bytes).map(|_| bytes)
     });
-    wait(program, &mut child, within)?;
+    wait(program, &mut child, within, &|| false)?;
     let read = reader.join().map_err(|_| anyhow!("reading it failed"))?;
     read.with_context(|| format!("read what {} says", program.display()))
 }
@@ -44,14 +54,14 @@ pub(super) fn start_detached(program: &Path, arguments: &[OsString]) -> Result<(
     words.extend_from_slice(arguments);
     let mut command = command(Path::new("setsid"), &words);
     let mut child = spawn(program, command.stderr(Stdio::null()).current_dir("/"))?;
-    wait(program, &mut child, Duration::from_secs(10))
+    wait(program, &mut child, Duration::from_secs(10), &|| false)
 }
 
 fn spawn(program: &Path, command: &mut Command) -> Result<Child> {
     command.spawn().map_err(|error| start_error(program, error))
 }
 
-fn wait(program: &Path, child: &mut Child, within: Duration) -> Result<()> {
+fn wait(program: &Path, child: &mut Child, within: Duration, stop: &dyn Fn() -> bool) -> Result<()> {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     let words = listen(child);
     let deadline = Instant::now() + within;
@@ -59,10 +69,12 @@ fn wait(program: &Path, child: &mut Child, within: Duration) -> Result<()> {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {
             break status;
         }
-        if Instant::now() >= deadline {
+        let stopped = stop();
+        if stopped || Instant::now() >= deadline {
             // It may have ended just now.
             drop(child.kill());
             drop(child.wait());
+            ensure!(!stopped, "{name} was stopped");
             bail!("{name} was not done within {} s", within.as_secs());
         }
         std::thread::sleep(Duration::from_millis(5));

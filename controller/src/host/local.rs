@@ -120,6 +120,19 @@ impl<T: OnThisMachine> Files for T {
         Ok(Created::Now)
     }
 
+    fn make_private_dir(&self, path: &Path) -> Result<Created> {
+        let made = exists(fs::DirBuilder::new().mode(0o700).create(path))
+            .with_context(|| format!("make {}", path.display()))?;
+        sync_parent(path)?;
+        let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        if !metadata.is_dir() {
+            return Err(anyhow!("{} is no directory", path.display()));
+        }
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .with_context(|| format!("make {} private", path.display()))?;
+        Ok(made)
+    }
+
     fn remove_file(&self, path: &Path) -> Result<Removal> {
         removed(path, fs::remove_file(path)).with_context(|| format!("remove {}", path.display()))
     }

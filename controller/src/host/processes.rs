@@ -21,12 +21,12 @@ use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Names, Target, index_file, target_of_shown};
 use crate::core::options::ChunkSize;
 use crate::core::point::Point;
-use crate::core::step::{ImageService, ViewService};
+use crate::core::step::{CopyRequest, ImageService, ViewService};
 use crate::core::units::{Bytes, Generation};
 use crate::core::viewspec::ViewSpec;
 
 use super::machine::Machine;
-use super::{Files, Processes, Removal, exec};
+use super::{Files, Processes, Removal, copying, exec};
 
 /// Until a view can be read: its index is opened, its sources asked, a sample compared.
 const VIEW_STARTS_WITHIN: Duration = Duration::from_secs(120);
@@ -131,6 +131,10 @@ impl Processes for Machine {
         let stopped = stop(&servers_of(socket)?, SERVER_ENDS_WITHIN)?;
         let removed = self.remove_file(socket)?;
         Ok(if stopped == Removal::Removed { stopped } else { removed })
+    }
+
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String> {
+        copying::copy(copy, interrupted)
     }
 
     fn indexes(&self, dir: &Path) -> Result<BTreeMap<Target, IndexedDisk>> {

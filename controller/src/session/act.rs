@@ -29,7 +29,17 @@ pub(super) fn check(host: &dyn Host, step: &Step) -> Result<()> {
     }
 }
 
-pub(super) fn act(host: &dyn Host, step: &Step) -> Result<Option<ProcessId>> {
+/// What became of a step.
+#[derive(Debug)]
+pub(super) enum Acted {
+    Done,
+    /// A view that lives on.
+    Shown(ProcessId),
+    /// A line for the list of digests.
+    Copied(String),
+}
+
+pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<Acted> {
     match step {
         // Claiming is the intent in the journal itself.
         Step::ClaimFile { .. } | Step::ClaimCheckpoint { .. } | Step::ClaimOverlay { .. } => {}
@@ -53,8 +63,17 @@ pub(super) fn act(host: &dyn Host, step: &Step) -> Result<Option<ProcessId>> {
         Step::ServeImage(service) => {
             host.serve_image(service)?;
         }
-        Step::StartView(service) => return host.start_view(service).map(Some),
-        Step::Early(_) | Step::IfFrozen { .. } => unreachable!("the session does these itself"),
+        Step::StartView(service) => return host.start_view(service).map(Acted::Shown),
+        Step::MakePrivateDir { path } => {
+            host.make_private_dir(path)?;
+        }
+        Step::CopyDisk(copy) => {
+            let digest = host.copy_disk(copy, interrupted)?;
+            return Ok(Acted::Copied(format!("{digest}  {}\n", copy.digest_of)));
+        }
+        Step::Early(_) | Step::Release(_) | Step::IfFrozen { .. } | Step::KeepDump(_) => {
+            unreachable!("the session does these itself")
+        }
     }
-    Ok(None)
+    Ok(Acted::Done)
 }

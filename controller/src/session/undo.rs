@@ -82,6 +82,7 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
     undos.push(Undo::RemoveDir { path: names.scratch_dir() });
     undos.push(Undo::RemoveFile { path: names.saved_nvram() });
+    undos.push(Undo::RemoveFile { path: names.saved_state() });
     undos.push(Undo::RemoveFile { path: names.saved_about() });
     undos.push(Undo::RemoveFile { path: names.saved_xml() });
     undos.push(Undo::RemoveDir { path: names.socket_dir() });

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use virt_backup::command;
+use virt_backup::core::compression::Compression;
 use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
 use virt_backup::core::options::{
-    ChunkSize, Chunkmount, JobLimit, MethodChoice, Pause, Quiesce, Running, Tracking,
+    ChunkSize, Chunkmount, Dump, DumpForm, JobLimit, LockAfter, Memory, MethodChoice, Pause, Quiesce,
+    Running, Tracking,
 };
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
@@ -23,6 +25,8 @@ pub(crate) struct Scenario {
     /// The world before this program ever ran on it.
     pristine: World,
     pub(crate) options: Chunkmount,
+    /// A dump in the place of a view.
+    pub(crate) dump: Option<Dump>,
     pub(crate) guest_runs: bool,
     /// Checkpoints of ours after a job that went well.
     pub(crate) checkpoints_left: usize,
@@ -43,6 +47,7 @@ pub(crate) fn options() -> Chunkmount {
         chunk_size: ChunkSize::DEFAULT,
         pause: Pause::Never,
         running: Running::Stays,
+        memory: Memory::LeftOut,
         own_command: Vec::new(),
     }
 }
@@ -131,6 +136,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         world: World::default(),
         pristine: World::default(),
         options: options(),
+        dump: None,
         guest_runs: true,
         checkpoints_left: 1,
         twice: false,
@@ -149,6 +155,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let reflink = Chunkmount { method: MethodChoice::Reflink, ..options() };
     let paused = Chunkmount { method: MethodChoice::Offline, pause: Pause::AsLongAsItTakes, ..options() };
     let shut_down = Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..options() };
+    let dump = Dump { form: DumpForm::Image(Compression::None), pace: None, lock: LockAfter::GivenBack };
+    let dumped = |method, pause| Scenario {
+        dump: Some(dump.clone()),
+        options: Chunkmount { method, pause, ..options() },
+        checkpoints_left: 0,
+        ..quiet()
+    };
     let none_left = |options| Scenario { options, checkpoints_left: 0, ..quiet() };
     vec![
         make("pull: qcow2, first", running(QCOW2), untouched, quiet()),
@@ -263,6 +276,42 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             untouched,
             none_left(Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..paused }),
         ),
+        make(
+            "dump: pull",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..dumped(MethodChoice::Pull, Pause::Never) },
+        ),
+        make(
+            "dump: pull, between two views",
+            running(BOTH),
+            &backed_up,
+            Scenario { checkpoints_left: 1, ..dumped(MethodChoice::Auto, Pause::Never) },
+        ),
+        make("dump: external", running(BOTH), untouched, dumped(MethodChoice::External, Pause::Never)),
+        make("dump: reflink", running(BOTH), untouched, dumped(MethodChoice::Reflink, Pause::Never)),
+        make(
+            "dump: suspended",
+            running(BOTH),
+            untouched,
+            dumped(MethodChoice::Offline, Pause::AsLongAsItTakes),
+        ),
+        make("dump: off", off(BOTH), untouched, dumped(MethodChoice::Auto, Pause::Never)),
+        make(
+            "dump: over an older dump, lock kept",
+            running(BOTH),
+            &|w| {
+                on(w, None, |host| {
+                    let wishes = (&options(), &dump);
+                    let limit = JobLimit::Unlimited;
+                    command::dump(host, &places(), "mail01", wishes, limit, &|| false).unwrap();
+                })
+            },
+            Scenario {
+                dump: Some(Dump { lock: LockAfter::Kept, ..dump.clone() }),
+                ..dumped(MethodChoice::Auto, Pause::Never)
+            },
+        ),
         make("offline: raw", off(&[("vda", "raw")]), untouched, Scenario { twice: true, ..quiet() }),
         make("offline: qcow2 and raw", off(BOTH), untouched, quiet()),
         make("offline: unchanged since the last", off(BOTH), &backed_up, quiet()),
@@ -331,5 +380,26 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
         let named: BTreeSet<_> = named.collect();
         let ours: BTreeSet<_> = our_checkpoints(world).into_iter().collect();
         assert_eq!(ours, named, "{story}: the checkpoints of ours are not those that the index names");
+    }
+}
+
+/// What has a final name is complete, and where the list of digests is, all of the dump is, as of one moment.
+pub(crate) fn assert_dumps_are_complete(world: &World, story: &str) {
+    let dir = Path::new("/b/mail01");
+    let content = |target: &str| match world.nodes.get(&dir.join(format!("mail01_{target}.img"))) {
+        Some(Node::File(content)) => Some(String::from_utf8(content.clone()).unwrap()),
+        _ => None,
+    };
+    let there: BTreeMap<_, _> =
+        ["vda", "vdb"].iter().filter_map(|name| Some((target(name), content(name)?))).collect();
+    let matches = |moment: &BTreeMap<Target, [u64; 8]>| {
+        there.iter().all(|(target, content)| format!("{:?}", moment[target]) == *content)
+    };
+    assert!(
+        there.is_empty() || world.moments.iter().any(matches),
+        "{story}: {there:?} was never on the disks"
+    );
+    if world.nodes.contains_key(&dir.join("mail01.b3")) {
+        assert_eq!(there.len(), 2, "{story}: the list of digests is there before the disks are");
     }
 }

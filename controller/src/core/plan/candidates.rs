@@ -9,7 +9,7 @@ use crate::core::step::export_bitmap;
 use crate::core::units::Generation;
 use crate::core::viewspec::Candidates;
 
-use super::{Case, Wanted};
+use super::{Case, Purpose, Wanted};
 
 /// `Some` when the checkpoint of that name is ours for this domain.
 pub(super) fn ours(case: &Case<'_>, name: &str) -> Option<(CheckpointName, Generation)> {
@@ -33,6 +33,9 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 
 /// For a disk of a running guest.
 pub(super) fn by_bitmap(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates {
+    if case.purpose == Purpose::Copy {
+        return Candidates::Stamped;
+    }
     match case.options.tracking {
         Tracking::None => return Candidates::Stamped,
         Tracking::Digest => return all("asked for with --track=digest"),

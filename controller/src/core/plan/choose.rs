@@ -5,11 +5,12 @@ use std::fmt::Write;
 
 use crate::core::domain::{LeftOut, Source};
 use crate::core::facts::GuestState;
-use crate::core::options::{MethodChoice, Pause, Running};
+use crate::core::options::{Memory, MethodChoice, Pause, Running};
 use crate::core::viewspec::Method;
 
 use super::{
-    Case, Reason, Refusal, Wanted, candidates, external, obstacles, offline, pull, reason, reflink, refuse,
+    Case, Purpose, Reason, Refusal, Wanted, candidates, external, obstacles, offline, pull, reason, reflink,
+    refuse,
 };
 
 /// What was chosen.
@@ -26,8 +27,10 @@ pub(super) fn choose<'a>(case: &Case<'a>) -> Result<Choice<'a>, Refusal> {
     if let Some(why) = wrong_state(case) {
         return Err(refuse(case, reasons, why));
     }
-    reasons
-        .extend(wanted.iter().filter_map(|disk| Some(reason(disk.disk, candidates::obstacle(case, disk)?))));
+    if case.purpose == Purpose::View {
+        let unmet = |disk: &Wanted<'_>| Some(reason(disk.disk, candidates::obstacle(case, disk)?));
+        reasons.extend(wanted.iter().filter_map(unmet));
+    }
     let asked = asked(case);
     let verdicts: Vec<_> = asked.iter().map(|method| (*method, against(case, *method, &wanted))).collect();
     let chosen = verdicts.iter().find(|(_, against)| against.is_empty()).map(|(method, _)| *method);
@@ -69,6 +72,9 @@ fn wrong_state(case: &Case<'_>) -> Option<String> {
         (GuestState::Other(name), _) => {
             Some(format!("the guest is in the state {name:?}: neither running, paused nor shut off"))
         }
+        _ if case.options.memory == Memory::Saved && wrong_for_memory(case) => {
+            Some("the memory can be saved with method external only".to_owned())
+        }
         (GuestState::Paused, Running::ShutDown { .. }) => {
             Some("the guest is paused and cannot shut down: resume it first".to_owned())
         }
@@ -76,10 +82,17 @@ fn wrong_state(case: &Case<'_>) -> Option<String> {
     }
 }
 
+fn wrong_for_memory(case: &Case<'_>) -> bool {
+    let off = case.facts.guest.state == GuestState::ShutOff;
+    !off && !matches!(case.options.method, MethodChoice::Auto | MethodChoice::External)
+}
+
 /// The methods that may be used, the best first.
 fn asked(case: &Case<'_>) -> Vec<Method> {
     let off = case.facts.guest.state == GuestState::ShutOff;
     match case.options.method {
+        // Only a snapshot that QEMU takes of both has them as of one point in time.
+        MethodChoice::Auto if case.options.memory == Memory::Saved && !off => vec![Method::External],
         MethodChoice::Auto if off => vec![Method::Offline],
         MethodChoice::Auto => {
             let mut methods = vec![Method::Pull, Method::External, Method::Reflink];

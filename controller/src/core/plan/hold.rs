@@ -3,7 +3,7 @@
 
 use crate::core::domain::DomainId;
 use crate::core::facts::{Agent, GuestState};
-use crate::core::options::{Quiesce, Running};
+use crate::core::options::{Memory, Quiesce, Running};
 use crate::core::step::{Need, Step};
 use crate::core::viewspec::{Consistency, Method};
 
@@ -89,6 +89,7 @@ fn freeze_need(case: &Case<'_>) -> Option<Need> {
 pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
     match (&case.facts.guest.state, case.options.running) {
         (GuestState::ShutOff, _) | (GuestState::Running, Running::ShutDown { .. }) => Consistency::ShutDown,
+        _ if method == Method::External && case.options.memory == Memory::Saved => Consistency::Memory,
         (GuestState::Paused, _) if method == Method::Offline => Consistency::Suspended,
         (GuestState::Running, _) if method == Method::Offline => Consistency::Suspended,
         _ => Consistency::Crash,
@@ -99,6 +100,9 @@ pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
 pub(super) fn notes(case: &Case<'_>) -> Vec<String> {
     let running = case.facts.guest.state == GuestState::Running && case.options.running == Running::Stays;
     let without = case.options.quiesce == Quiesce::Auto && case.facts.guest.agent == Agent::Absent;
+    if case.options.memory == Memory::Saved && case.facts.guest.state == GuestState::ShutOff {
+        return vec!["the guest is shut off: there is no memory to save".to_owned()];
+    }
     let note = "no guest agent: the disks are as after a power cut".to_owned();
     (running && without).then_some(note).into_iter().collect()
 }

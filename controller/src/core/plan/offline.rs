@@ -2,12 +2,13 @@
 //! The guest is shut off already, or is suspended or shut down for as long as the work takes. Nothing keeps it from being
 //! started or resumed by others: then the images change and the view's reads fail.
 
+use std::collections::BTreeMap;
+
 use crate::core::domain::{Device, Format, Lifetime, Sharing};
 use crate::core::facts::{Chain, ChainLayer, GuestState, Storage};
-use crate::core::names::clone_of;
+use crate::core::names::{Target, clone_of};
 use crate::core::options::{Pause, Running, Tracking};
-use crate::core::step::ImageService;
-use crate::core::step::Step;
+use crate::core::step::{ImageService, Step, Undo};
 use crate::core::viewspec::{Candidates, Feed, Images, ShownDisk};
 
 use super::{Case, PointInTime, Wanted, candidates, hold};
@@ -79,7 +80,16 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         (false, Running::Stays) => "the guest is suspended until cleanup",
     };
     let take = hold.into_iter().chain(services.into_iter().map(Step::ServeImage)).collect();
-    PointInTime { disks, notes: vec![note.to_owned()], room: None, checkpoint: None, claims, take }
+    let notes = [note.to_owned()].into_iter().chain(hold::notes(case)).collect();
+    PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release: BTreeMap::new() }
+}
+
+/// For each disk that has one, what ends its server.
+pub(super) fn stops(services: &[ImageService]) -> BTreeMap<Target, Vec<Undo>> {
+    let stop = |service: &ImageService| {
+        (service.target.clone(), vec![Undo::StopImage { socket: service.socket.clone() }])
+    };
+    services.iter().map(stop).collect()
 }
 
 /// The disks with where they are read, and the servers that this needs.

@@ -1,6 +1,8 @@
 //! Method pull: one libvirt backup job serves all disks of a running guest as of one point in time.
 //! The definition is not touched and the guest is not paused.
 
+use std::collections::BTreeMap;
+
 use crate::core::domain::{Device, Lifetime, Sharing, Source};
 use crate::core::facts::{GuestState, PullSupport};
 use crate::core::names::CheckpointName;
@@ -97,7 +99,15 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         disks: jobs,
     };
     let take = hold::atomically(case, vec![Step::BeginBackup(request)]);
-    PointInTime { disks: shown, notes: notes(case, wanted), room: room(case), checkpoint, claims, take }
+    PointInTime {
+        disks: shown,
+        notes: notes(case, wanted),
+        room: room(case),
+        checkpoint,
+        claims,
+        take,
+        release: BTreeMap::new(),
+    }
 }
 
 /// A scratch file that cannot grow makes QEMU fail writes of the guest: the backup ends before that.

@@ -4,7 +4,7 @@
 use crate::core::domain::{Sharing, Source};
 use crate::core::facts::{Chain, Reflink};
 use crate::core::names::clone_of;
-use crate::core::step::Step;
+use crate::core::step::{Step, Undo};
 
 use super::{Case, PointInTime, Wanted, hold, offline};
 
@@ -39,7 +39,12 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     }
     let (disks, services) = offline::shown(case, wanted, offline::Read::Clones);
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
+    let mut release = offline::stops(&services);
+    for (disk, clone) in wanted.iter().zip(&clones) {
+        let Step::CloneFile { to, .. } = clone else { unreachable!("they are all clones") };
+        release.entry(disk.disk.target.clone()).or_default().push(Undo::RemoveFile { path: to.clone() });
+    }
     let mut take = hold::suspended(case, clones);
     take.extend(services.into_iter().map(Step::ServeImage));
-    PointInTime { disks, notes: hold::notes(case), room: None, checkpoint: None, claims, take }
+    PointInTime { disks, notes: hold::notes(case), room: None, checkpoint: None, claims, take, release }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::core::domain::{Format, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
-use crate::core::options::{ChunkSize, MethodChoice, Pause, Quiesce, Running};
+use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running};
 use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
 use crate::core::units::Bytes;
@@ -83,6 +83,7 @@ fn given() -> Given {
         chunk_size: ChunkSize::DEFAULT,
         pause: Pause::Never,
         running: Running::Stays,
+        memory: Memory::LeftOut,
         own_command: vec!["/usr/bin/virt-backup".to_owned()],
     };
     Given { domain, facts, options }
@@ -115,7 +116,15 @@ impl Given {
         let names = Names::new(&Places::default(), &self.domain.id.name);
         let (job, definition_xml) = (JobId::from_bits(9), "<domain/>");
         let (domain, facts, options) = (&self.domain, &self.facts, &self.options);
-        chunkmount(Case { domain, definition_xml, facts, options, names: &names, job: &job })
+        chunkmount(Case {
+            domain,
+            definition_xml,
+            facts,
+            options,
+            names: &names,
+            job: &job,
+            purpose: Purpose::View,
+        })
     }
 
     fn spec(&self) -> ViewSpec {

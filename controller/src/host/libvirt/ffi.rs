@@ -120,12 +120,23 @@ impl Drop for Checkpoint {
     }
 }
 
-/// Snapshots all disks of the XML or none, of the disks alone; libvirt keeps no record of the snapshot.
-pub(super) fn snapshot_disks(domain: &Domain, xml: &str) -> Result<(), Error> {
+/// What a snapshot is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    DisksAlone,
+    /// The guest runs on while its memory is saved.
+    DisksAndMemory,
+}
+
+/// Snapshots all disks of the XML or none; libvirt keeps no record of the snapshot.
+pub(super) fn snapshot(domain: &Domain, xml: &str, of: Of) -> Result<(), Error> {
     let xml = CString::new(xml)?;
-    let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-        | sys::VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-        | sys::VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA;
+    let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        | sys::VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        | match of {
+            Of::DisksAlone => sys::VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
+            Of::DisksAndMemory => sys::VIR_DOMAIN_SNAPSHOT_CREATE_LIVE,
+        };
     // SAFETY: the domain is alive, and the text ends with NUL and outlives the call.
     let snapshot = unsafe { sys::virDomainSnapshotCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
     if snapshot.is_null() {

@@ -15,7 +15,7 @@ use crate::core::step::{Overlay, OverlayRequest};
 use crate::host::machine::Machine;
 use crate::host::{Entry, Files, Removal, exec};
 
-use super::ffi::{self, JobEnd};
+use super::ffi::{self, JobEnd, Of};
 use super::{active, told, xml};
 
 /// A merge that gets nowhere for so long is given up; the overlay stays, and a later cleanup tries again.
@@ -27,7 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const ATTEMPTS: usize = 4;
 
 pub(super) fn take(domain: &Domain, request: &OverlayRequest) -> Result<()> {
-    ffi::snapshot_disks(domain, &xml::snapshot_of(request)).map_err(told)
+    let of = if request.memory.is_some() { Of::DisksAndMemory } else { Of::DisksAlone };
+    ffi::snapshot(domain, &xml::snapshot_of(request), of).map_err(told)
 }
 
 pub(super) fn merge(machine: &Machine, id: &DomainId, overlay: &Overlay) -> Result<Removal> {

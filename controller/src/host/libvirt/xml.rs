@@ -75,7 +75,11 @@ pub(super) fn snapshot_of(request: &OverlayRequest) -> String {
     for target in &request.without {
         put(&mut disks, format_args!("<disk name='{target}' snapshot='no'/>"));
     }
-    format!("<domainsnapshot><disks>{disks}</disks></domainsnapshot>")
+    let memory = request
+        .memory
+        .as_ref()
+        .map(|file| format!("<memory snapshot='external' file='{}'/>", escaped(&file.to_string_lossy())));
+    format!("<domainsnapshot>{}<disks>{disks}</disks></domainsnapshot>", memory.unwrap_or_default())
 }
 
 /// A disk of a domain, as far as a merge is concerned.

@@ -96,6 +96,10 @@ impl Files for SimHost {
         })
     }
 
+    fn make_private_dir(&self, path: &Path) -> Result<Created> {
+        self.make_dir(path)
+    }
+
     fn remove_file(&self, path: &Path) -> Result<Removal> {
         self.effect("remove_file", |world| match world.nodes.get(path) {
             None => Ok(Removal::AlreadyGone),

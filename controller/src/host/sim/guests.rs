@@ -17,7 +17,7 @@ use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
 use crate::host::{Begin, Guests, Removal, XmlView};
 
 use super::world::{CHUNKS, Dirty, Job};
-use super::{Guest, Node, Power, SimHost, World};
+use super::{Guest, Image, Node, Power, SimHost, World};
 
 impl Guests for SimHost {
     fn domain_xml(&self, vm: &str, _view: XmlView) -> Result<Option<String>> {
@@ -229,6 +229,15 @@ fn take_overlays(world: &mut World, request: &OverlayRequest) -> Result<()> {
         let Some(Node::Image(image)) = world.nodes.get(base).cloned() else { bail!("the image is gone") };
         world.nodes.insert(overlay.clone(), Node::Image(image));
         guest.disks.insert(target.clone(), overlay.clone());
+    }
+    if let Some(memory) = &request.memory {
+        let image = Image {
+            chunks: [7; CHUNKS],
+            bitmaps: BitmapSupport::NotQcow2,
+            dirty: BTreeMap::new(),
+            touched: 0,
+        };
+        world.nodes.insert(memory.clone(), Node::Clone(image));
     }
     Ok(())
 }

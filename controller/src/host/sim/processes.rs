@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
-use crate::core::names::{JobId, Target};
-use crate::core::step::{ImageService, ViewService};
+use crate::core::names::{JobId, Target, partial_of};
+use crate::core::step::{CopyRequest, CopyTo, ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::host::{Processes, Removal};
 
@@ -92,6 +92,25 @@ impl Processes for SimHost {
             servers.iter().for_each(|pid| world.end_process(*pid));
             let there = world.nodes.remove(socket).is_some();
             Ok(removal(there || !servers.is_empty()))
+        })
+    }
+
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String> {
+        let content = self.ask(|world| feed(world, &copy.feed))?;
+        let (CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. }) = &copy.to else {
+            return self.effect("pipe a disk", |_| Ok(String::new()));
+        };
+        self.effect("begin a copy", |world| {
+            world.nodes.insert(dir.join(partial_of(name)), Node::File(b"half".to_vec()));
+            Ok(())
+        })?;
+        if interrupted() {
+            bail!("interrupted");
+        }
+        self.effect("end a copy", |world| {
+            world.nodes.remove(&dir.join(partial_of(name)));
+            world.nodes.insert(dir.join(name), Node::File(format!("{content:?}").into_bytes()));
+            Ok("digest".to_owned())
         })
     }
 

@@ -23,6 +23,8 @@ pub struct World {
     pub indexes: BTreeMap<PathBuf, BTreeMap<Target, Index>>,
     /// What must never be and was: a changed chunk not called a candidate, for one.
     pub violations: Vec<String>,
+    /// What each guest had on its disks, after each of its writes.
+    pub moments: Vec<BTreeMap<Target, [u64; CHUNKS]>>,
     pub(super) next_pid: u32,
     pub(super) writes: u64,
     pub(super) jobs_named: u64,
@@ -134,6 +136,9 @@ impl World {
 
     /// Each running guest writes one chunk on each disk: another one and another value each time.
     pub fn guests_write(&mut self) {
+        if self.moments.is_empty() {
+            self.moments.extend(self.guests.values().map(|guest| guest.ledger.clone()));
+        }
         let writes = |guest: &&mut Guest| guest.power == Power::On && !guest.frozen && !guest.suspended;
         for guest in self.guests.values_mut().filter(writes) {
             for (target, path) in &guest.disks {
@@ -146,6 +151,7 @@ impl World {
                 image.dirty.values_mut().for_each(|dirty| dirty.chunks[chunk] = true);
                 guest.ledger.entry(target.clone()).or_insert(image.chunks)[chunk] = 1000 + self.writes;
             }
+            self.moments.push(guest.ledger.clone());
         }
     }
 
