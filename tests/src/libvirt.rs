@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran};
-pub use storage::OwnFileSystem;
 pub use monitor::Monitor;
+pub use storage::OwnFileSystem;
 
 /// Set inside.
 const INSIDE: &str = "TEST_HAS_ITS_OWN_LIBVIRT";

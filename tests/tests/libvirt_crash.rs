@@ -112,7 +112,10 @@ fn libvirt_overlays_are_merged_when_qemu_was_killed() {
         lab.assert_restored("mail01", &then);
         kill(pid_of("/run/libvirt/qemu/mail01.pid"));
         guest.wait_until_off();
-        assert!(virsh_ok(&["dumpxml", "--inactive", "mail01"]).contains(".virt-backup-"), "it is on overlays");
+        assert!(
+            virsh_ok(&["dumpxml", "--inactive", "mail01"]).contains(".virt-backup-"),
+            "it is on overlays"
+        );
         lab.run(&["cleanup", "mail01"]).ok();
         lab.assert_nothing_left(&guest);
         assert_eq!(virsh_ok(&["dumpxml", "--inactive", "mail01"]), definition);
@@ -140,7 +143,10 @@ fn libvirt_a_merge_into_a_full_file_system_keeps_the_overlay_until_there_is_room
         let failed = lab.run(&["cleanup", "mail01"]);
         assert_eq!(failed.status, 3, "{failed:?}");
         assert!(failed.stderr.contains("with all the guest has written"), "{failed:?}");
-        assert!(virsh_ok(&["dumpxml", "mail01"]).contains(".virt-backup-"), "the guest goes on with the overlay");
+        assert!(
+            virsh_ok(&["dumpxml", "mail01"]).contains(".virt-backup-"),
+            "the guest goes on with the overlay"
+        );
         assert_eq!(lab.run(&["cleanup", "mail01"]).status, 3, "as often as one likes");
         fs::remove_file(filler).unwrap();
         lab.run(&["cleanup", "mail01"]).ok();

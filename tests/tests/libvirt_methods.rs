@@ -39,10 +39,30 @@ enum Special {
 const STORAGES: [Storage; 7] = [
     Storage { name: "raw on ext4", file_system: "ext4", disks: &[RAW], special: Special::Nothing },
     Storage { name: "qcow2 on ext4", file_system: "ext4", disks: &[QCOW2], special: Special::Nothing },
-    Storage { name: "qcow2 chain of three on ext4", file_system: "ext4", disks: &[QCOW2], special: Special::Chain },
-    Storage { name: "qcow2 and raw on ext4", file_system: "ext4", disks: &[QCOW2, RAW], special: Special::Nothing },
-    Storage { name: "qcow2 and raw on XFS", file_system: "xfs", disks: &[QCOW2, RAW], special: Special::Nothing },
-    Storage { name: "qcow2 and raw on btrfs", file_system: "btrfs", disks: &[QCOW2, RAW], special: Special::Nothing },
+    Storage {
+        name: "qcow2 chain of three on ext4",
+        file_system: "ext4",
+        disks: &[QCOW2],
+        special: Special::Chain,
+    },
+    Storage {
+        name: "qcow2 and raw on ext4",
+        file_system: "ext4",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
+    Storage {
+        name: "qcow2 and raw on XFS",
+        file_system: "xfs",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
+    Storage {
+        name: "qcow2 and raw on btrfs",
+        file_system: "btrfs",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
     Storage { name: "network disk (NBD)", file_system: "ext4", disks: &[RAW], special: Special::Network },
 ];
 
