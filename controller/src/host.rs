@@ -69,6 +69,9 @@ pub trait Processes {
     fn this_process(&self) -> Result<ProcessId>;
     fn boot_id(&self) -> Result<BootId>;
     fn new_job_id(&self) -> Result<JobId>;
+    /// Waits until what a killed process asked of libvirt or the kernel just before has happened or failed: a second
+    /// since its last sign of life, the last change of this file.
+    fn let_settle(&self, last_sign: &Path) -> Result<()>;
     fn lives(&self, process: &ProcessId) -> Result<bool>;
     /// The source of what is mounted at a path, unescaped. None: nothing is mounted there.
     fn mounted_at(&self, path: &Path) -> Result<Option<String>>;

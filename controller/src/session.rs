@@ -10,7 +10,7 @@ mod undo;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::domain::DomainId;
-use crate::core::journal::{Debt, Header, Journal, Record, VERSION};
+use crate::core::journal::{Debt, Header, Journal, Progress, Record, VERSION};
 use crate::core::lock::{Holder, Lock, ProcessId};
 use crate::core::names::{JobId, Names};
 use crate::core::options::JobLimit;
@@ -62,6 +62,9 @@ impl<'h> Session<'h> {
             None => host.new_job_id()?,
         };
         let (lock, taken_over) = locking::take(host, names, job, limit)?;
+        if journal.as_ref().is_some_and(|journal| journal.progress() == Progress::Underway) {
+            host.let_settle(&names.journal())?;
+        }
         Ok(Session { host, names: names.clone(), lock, taken_over, journal, frozen: false, _guard: guard })
     }
 
@@ -191,19 +194,30 @@ impl<'h> Session<'h> {
         Ok(())
     }
 
-    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
-    /// crash came between forgetting the journal and giving back the lock.
-    pub fn sweep(&mut self, domain: Option<&DomainId>) -> Unwound {
-        let mut unwound = Unwound::default();
-        if !self.owed().is_empty() {
-            return unwound;
+    /// All that a cleanup does: what the journal owes, what is here under names of ours, and if the first could not be
+    /// done in full, once more: what stood in its way may have been the second.
+    pub fn clear(&mut self, domain: Option<&DomainId>) -> Unwound {
+        let first = self.unwind();
+        let swept = self.sweep(domain, &first);
+        if first.owes_nothing() {
+            return first.and(swept);
         }
+        let done = Unwound { errors: Vec::new(), ..first };
+        done.and(Unwound { errors: Vec::new(), ..swept }).and(self.unwind())
+    }
+
+    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
+    /// crash came between forgetting the journal and giving back the lock, or libvirt went on after our death.
+    /// What has to wait for others waits for what `first` could not undo, too.
+    fn sweep(&mut self, domain: Option<&DomainId>, first: &Unwound) -> Unwound {
+        let mut unwound = Unwound::default();
         let undos = match undo::by_name(self.host, &self.names, domain) {
             Ok(undos) => undos,
             Err(error) => return Unwound { errors: vec![error], ..unwound },
         };
         for undo in undos {
-            if undo.patience() == Patience::WaitsForNewer && !unwound.errors.is_empty() {
+            let blocked = !first.owes_nothing() || !unwound.owes_nothing();
+            if undo.patience() == Patience::WaitsForNewer && blocked {
                 continue;
             }
             match undo::undo(self.host, &undo).with_context(|| undo.to_string()) {

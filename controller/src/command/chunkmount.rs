@@ -36,8 +36,7 @@ pub fn chunkmount(
     check_backup_dir(host, &names)?;
     let mut session = Session::open(host, &names, limit)?;
     // A hook that was never followed by its counterpart: its leftovers go first.
-    let cleared = session.unwind();
-    let cleared = cleared.and(session.sweep(Some(&domain.id)));
+    let cleared = session.clear(Some(&domain.id));
     if !cleared.owes_nothing() {
         return Err(Failure::owing(&cleared));
     }

@@ -38,8 +38,7 @@ pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fa
         return Err(Failure { exit_status: 1, story: format!("{error:#}") });
     }
     let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
-    let mut unwound = session.unwind();
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    let mut unwound = session.clear(domain.as_ref());
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
     }

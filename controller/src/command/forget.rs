@@ -16,14 +16,13 @@ pub fn forget(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fai
     let domain = survey::domain(host, vm).ok().map(|domain| domain.id);
     let names = Names::new(places, &name);
     let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
-    let mut unwound = session.unwind();
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    let mut unwound = session.clear(domain.as_ref());
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
     }
     remove_index(host, &names)?;
     // What no index names any more are now all checkpoints of ours.
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    unwound = unwound.and(session.clear(domain.as_ref()));
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
     }

@@ -32,6 +32,8 @@ use super::{Files, Processes, Removal, exec};
 const VIEW_STARTS_WITHIN: Duration = Duration::from_secs(120);
 /// Told to end, the daemon waits for readers and stores what it knows; after this it is killed.
 const VIEW_ENDS_WITHIN: Duration = Duration::from_secs(45);
+/// What a process asked of libvirt before it was killed goes on without it.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 const SERVER_STARTS_WITHIN: Duration = Duration::from_secs(30);
 const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// For another process to let go of the index.
@@ -52,6 +54,16 @@ impl Processes for Machine {
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
             .context("draw a job id")?;
         Ok(JobId::from_bits(u64::from_le_bytes(bytes)))
+    }
+
+    fn let_settle(&self, last_sign: &Path) -> Result<()> {
+        let changed = fs::metadata(last_sign).and_then(|metadata| metadata.modified());
+        // A clock that was set back, or a file that is gone, is nothing to wait for.
+        let since = changed.ok().and_then(|time| time.elapsed().ok());
+        if let Some(left) = since.and_then(|since| SETTLES_WITHIN.checked_sub(since)) {
+            std::thread::sleep(left);
+        }
+        Ok(())
     }
 
     fn lives(&self, process: &ProcessId) -> Result<bool> {

@@ -170,12 +170,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &backed_up,
             Scenario { options: digest, checkpoints_left: 0, ..quiet() },
         ),
-        make(
-            "pull: over a mounted view",
-            running(BOTH),
-            &|w| mounted(backed_up(w), None),
-            Scenario { twice: true, ..quiet() },
-        ),
+        make("pull: over a mounted view", running(BOTH), &|w| mounted(backed_up(w), None), quiet()),
         make("pull: over a crashed job", running(BOTH), &|w| mounted(backed_up(w), crash(30)), quiet()),
         make(
             "pull: over a job before a power cut",

@@ -31,6 +31,11 @@ impl Processes for SimHost {
         Ok(JobId::from_bits(world.jobs_named))
     }
 
+    /// Here everything happens at once.
+    fn let_settle(&self, _last_sign: &Path) -> Result<()> {
+        Ok(())
+    }
+
     fn lives(&self, process: &ProcessId) -> Result<bool> {
         self.ask(|world| Ok(world.processes.contains_key(&process.pid)))
     }
