@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Write the man pages to a directory
     #[command(hide = true)]
     Man { directory: PathBuf },
+    /// Write what bash, zsh and fish need to complete our words to a directory
+    #[command(hide = true)]
+    Completions { directory: PathBuf },
 }
 
 /// Which VMs are meant.

@@ -105,6 +105,7 @@ impl Context {
                 self.thaw_later(&uuid, secs).map_or_else(|error| complain(&error), |()| 0)
             }
             Command::Man { directory } => write_man_pages(&directory),
+            Command::Completions { directory } => write_completions(&directory),
         }
     }
 
@@ -276,5 +277,17 @@ fn write_man_pages(directory: &Path) -> u8 {
     match written {
         Ok(()) => 0,
         Err(error) => complain(&Failure { exit_status: 1, story: format!("write the man pages: {error}") }),
+    }
+}
+
+fn write_completions(directory: &Path) -> u8 {
+    use clap_complete::Shell;
+    let write =
+        |shell| clap_complete::generate_to(shell, &mut Cli::command(), "virt-backup", directory).map(drop);
+    let written = std::fs::create_dir_all(directory)
+        .and_then(|()| [Shell::Bash, Shell::Zsh, Shell::Fish].into_iter().try_for_each(write));
+    match written {
+        Ok(()) => 0,
+        Err(error) => complain(&Failure { exit_status: 1, story: format!("write the completions: {error}") }),
     }
 }

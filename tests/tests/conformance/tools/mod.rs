@@ -59,6 +59,7 @@ pub const TOOLS: &[Entry] = &[
     run("borg", || Box::new(borg::Borg)),
     run("restic", || Box::new(restic::Restic)),
     run("rsync", || Box::new(rsync::Mirror)),
+    run("rsync --files-from", || Box::new(rsync::Changed)),
     run("rsync --link-dest", || Box::new(rsync::Snapshots)),
     run("rsnapshot", || Box::new(rsnapshot::Rsnapshot)),
     run("tar --newer", || Box::new(tar::Newer)),

@@ -35,6 +35,36 @@ impl Tool for Mirror {
     }
 }
 
+/// As the mirror, but told what has changed.
+pub struct Changed;
+
+impl Tool for Changed {
+    fn prepare(&mut self) {
+        sh("mkdir /srv/rsync-changed");
+    }
+
+    fn back_up(&mut self) -> Outcome {
+        recipe("rsync/changed")
+    }
+
+    fn processes(&self) -> &'static [&'static str] {
+        &["rsync"]
+    }
+
+    fn restore(&mut self, number: usize, count: usize, _into: &Path) -> PathBuf {
+        assert_eq!(number + 1, count, "it keeps only the last");
+        "/srv/rsync-changed/mail01".into()
+    }
+
+    fn keeps_all(&self) -> bool {
+        false
+    }
+
+    fn kept_of_killed(&self, now: &State) -> u64 {
+        count_equal(Path::new("/srv/rsync-changed/mail01"), now, 0)
+    }
+}
+
 pub struct Snapshots;
 
 impl Tool for Snapshots {
