@@ -138,8 +138,8 @@ pub(crate) struct Job {
     #[arg(long, default_value = "auto", value_parser = Quiesce::from_str)]
     quiesce: Quiesce,
 
-    /// How changes are found: auto, bitmap, or digest, which leaves no checkpoint in the domain
-    #[arg(long, default_value = "auto", value_parser = tracking)]
+    /// How changes are found: auto, bitmap, digest, which leaves no checkpoint in the domain, or none: all counts as changed
+    #[arg(long, default_value = "auto", value_parser = Tracking::from_str)]
     track: Tracking,
 
     /// Never suspend the guest; this is always so
@@ -220,11 +220,4 @@ impl Job {
 
 fn target(text: &str) -> Result<Target, String> {
     Target::new(text).map_err(|error| error.to_string())
-}
-
-fn tracking(text: &str) -> Result<Tracking, String> {
-    match text.parse() {
-        Ok(Tracking::None) => Err("none is not available in this version: use digest".to_owned()),
-        parsed => parsed.map_err(|error: options::OptionError| error.to_string()),
-    }
 }

@@ -6,7 +6,7 @@ use super::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError, Wait};
 use crate::core::layout::{DiskSlot, FileNumber, Inode, Node, Target, Tree};
 use crate::core::stamp::Stamp;
 use crate::resolve::{Resolver, Retry};
-use crate::source::Source;
+use crate::source::{Lent, Source};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -316,7 +316,7 @@ impl View for WholeView {
         offset: u64,
         size: usize,
         buffer: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
+    ) -> Result<Option<Lent>, ViewError> {
         match self.target(file)? {
             Target::Node(slot, Tree::Chunks, node) if node.chunk().is_some() => {
                 let chunk = node.chunk().expect("the guard has seen one");
@@ -326,7 +326,7 @@ impl View for WholeView {
                 buffer.resize(size, 0);
                 let count = self.read(file, offset, buffer)?;
                 buffer.truncate(count);
-                Ok(())
+                Ok(None)
             }
         }
     }
