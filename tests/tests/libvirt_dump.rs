@@ -55,7 +55,8 @@ fn libvirt_a_dump_has_every_disk_whole_and_cleanup_removes_it() {
             }
             let checked = Command::new("b3sum").args(["--check", "mail01.b3"]).current_dir(&dir).status();
             assert!(checked.unwrap().success());
-            let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(dir.join("mail01_vda.img")).unwrap());
+            let blocks =
+                std::os::unix::fs::MetadataExt::blocks(&fs::metadata(dir.join("mail01_vda.img")).unwrap());
             assert!(blocks * 512 < 6 << 20, "holes stay holes: {blocks} blocks");
             assert_eq!(guest.shape(), shape, "{method}");
             guest.assert_content();
@@ -153,7 +154,8 @@ fn libvirt_a_dump_may_be_killed_after_any_line_of_its_journal() {
         let (dir, journal) = (lab.path("b/mail01"), lab.state.join("mail01/journal"));
         for lines in 1.. {
             let mut child = lab.spawn(&["dump", "mail01", "--method=external"]);
-            let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+            let written =
+                || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
             let ended = loop {
                 if child.try_wait().unwrap().is_some() {
                     break true;
