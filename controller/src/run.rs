@@ -73,7 +73,10 @@ impl Context {
                 Ok(())
             }),
             Command::Chunkmount(args) => {
-                self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.chunkmount(vm, &args.job)))
+                let shown = |told: &str| println!("{told}");
+                self.each(args.vms.list(), |vm| {
+                    patiently(args.job.wait, || self.chunkmount(vm, &args.job, &shown))
+                })
             }
             Command::Dump(args) => match args.wishes() {
                 Ok(wishes) => self.dump_each(&args.copy, &wishes),
@@ -131,7 +134,8 @@ impl Context {
         if all_alike && statuses.len() == vms.len() { statuses[0] } else { SOME_FAILED }
     }
 
-    fn chunkmount(&self, vm: &str, job: &Job) -> Result<(), Failure> {
+    /// `tell` is told where the view is.
+    fn chunkmount(&self, vm: &str, job: &Job, tell: &dyn Fn(&str)) -> Result<(), Failure> {
         let interrupted = self.interrupted();
         let options = job.options(self.own_command.clone());
         let mounted =
@@ -141,7 +145,7 @@ impl Context {
         self.tell_of(vm, &mounted.plan, &mounted.notes);
         if !self.quiet {
             let point = Names::new(&self.places, &id.name).mount_point();
-            println!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display());
+            tell(&format!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display()));
         }
         Ok(())
     }
@@ -224,7 +228,9 @@ impl Context {
 
     /// Cleanup always follows, also when the view never came up: then nothing is left already.
     fn run_beside(&self, vm: &str, job: &Job, words: &[std::ffi::OsString]) -> u8 {
-        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job)) {
+        // Standard output is the command's: it may be an archive.
+        let shown = |told: &str| eprintln!("virt-backup: {told}");
+        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
         }
         let ran = exec::run_attached(words);
