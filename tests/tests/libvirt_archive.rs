@@ -18,7 +18,8 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn archives(lab: &Lab) -> Vec<String> {
-    names(&lab.path("archives/mail01"))
+    let dir = lab.path("archives/mail01");
+    if dir.exists() { names(&dir) } else { Vec::new() }
 }
 
 /// The directory of the newest archive.
@@ -61,7 +62,7 @@ fn libvirt_an_archive_is_defined_and_started_as_it_is() {
             let name = format!("mail01-restore-{stamp}");
             assert_eq!(
                 names(&dir),
-                ["manifest.json", &format!("{name}.b3"), &format!("{name}.xml"), "vda.qcow2", "vdb.qcow2"]
+                [&format!("{name}.b3"), &format!("{name}.xml"), "manifest.json", "vda.qcow2", "vdb.qcow2"]
             );
             let digests = format!("{name}.b3");
             assert!(
