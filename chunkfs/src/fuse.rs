@@ -288,12 +288,15 @@ impl<V: View> Filesystem for Adapter<V> {
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         BUFFER.with_borrow_mut(|buffer| {
             match guarded(|| self.view.read_into(Inode(inode.0), offset, size, buffer)) {
-                Ok(()) => {
-                    self.counters.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-                    reply.data(buffer);
+                Ok(lent) => {
+                    let bytes = lent.as_ref().map_or(&buffer[..], |lent| (**lent).as_ref());
+                    let end = offset.saturating_add(bytes.len() as u64);
+                    self.counters.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    reply.data(bytes);
+                    drop(lent);
                     // A panic here has been answered already.
                     let _ = guarded(|| {
-                        self.view.read_ahead(Inode(inode.0), offset.saturating_add(buffer.len() as u64));
+                        self.view.read_ahead(Inode(inode.0), end);
                         Ok(())
                     });
                 }

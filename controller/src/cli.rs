@@ -155,8 +155,8 @@ pub(crate) struct Job {
     #[arg(long, default_value = "auto", value_parser = Quiesce::from_str)]
     quiesce: Quiesce,
 
-    /// How changes are found: auto, bitmap, or digest, which leaves no checkpoint in the domain
-    #[arg(long, default_value = "auto", value_parser = tracking)]
+    /// How changes are found: auto, bitmap, digest, which leaves no checkpoint in the domain, or none: all counts as changed
+    #[arg(long, default_value = "auto", value_parser = Tracking::from_str)]
     track: Tracking,
 
     /// Let the guest stay suspended for as long as the work takes, where nothing else gives a point in time
@@ -426,11 +426,4 @@ fn dump_command(text: &str) -> Result<DumpCommand, String> {
 fn rate(text: &str) -> Result<NonZeroU64, String> {
     let rate = options::bytes(text).and_then(NonZeroU64::new);
     rate.ok_or_else(|| "is not a rate: give bytes a second, such as 50M".to_owned())
-}
-
-fn tracking(text: &str) -> Result<Tracking, String> {
-    match text.parse() {
-        Ok(Tracking::None) => Err("none is not available in this version: use digest".to_owned()),
-        parsed => parsed.map_err(|error: options::OptionError| error.to_string()),
-    }
 }

@@ -15,6 +15,7 @@ pub mod libvirt;
 pub mod local;
 pub mod machine;
 mod processes;
+mod scope;
 pub mod sim;
 
 use std::collections::BTreeMap;

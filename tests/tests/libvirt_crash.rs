@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -139,7 +140,7 @@ fn libvirt_a_merge_into_a_full_file_system_keeps_the_overlay_until_there_is_room
         guest.flush();
         let filler = lab.path("images/filler");
         let fill = format!("cat /dev/zero > '{}' 2>/dev/null; sync", filler.display());
-        drop(Command::new("sh").args(["-c", &fill]).status().unwrap());
+        assert!(Command::new("sh").args(["-c", &fill]).status().unwrap().success());
         let failed = lab.run(&["cleanup", "mail01"]);
         assert_eq!(failed.status, 3, "{failed:?}");
         assert!(failed.stderr.contains("with all the guest has written"), "{failed:?}");
@@ -252,6 +253,56 @@ fn libvirt_a_view_outlives_whoever_called_for_it() {
         assert_eq!(lab.status()[0]["state"], "shown");
         lab.run(&["cleanup", "mail01"]).ok();
         lab.assert_nothing_left(&guest);
+    });
+}
+
+/// A `systemd-run` for a machine without systemd: it writes down what it was asked, and becomes the program or fails.
+fn pretend_systemd(lab: &Lab, script_end: &str) -> std::ffi::OsString {
+    fs::create_dir_all("/run/systemd/system").unwrap();
+    let bin = lab.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let tool = bin.join("systemd-run");
+    let log = lab.path("asked");
+    let script = format!("#!/bin/sh\necho \"$*\" >>{}\n{script_end}\n", log.display());
+    fs::write(&tool, script).unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let paths = std::env::var_os("PATH").unwrap();
+    std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&paths))).unwrap()
+}
+
+#[test]
+fn libvirt_where_systemd_runs_a_view_has_a_scope_of_its_own_or_says_why_not() {
+    with_libvirt("libvirt_where_systemd_runs_a_view_has_a_scope_of_its_own_or_says_why_not", |lab| {
+        let mut guest = backed_up(lab);
+        let becomes = "while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\"";
+        for (script, said) in [
+            (becomes, ""),
+            ("echo 'systemd-run: Failed to connect to bus' >&2; exit 1", "Failed to connect to bus"),
+        ] {
+            let path = pretend_systemd(lab, script);
+            let output = lab.command(&["chunkmount", "mail01"]).env("PATH", &path).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{stderr}");
+            assert_eq!(stderr.contains("no scope of its own"), !said.is_empty(), "{stderr}");
+            assert!(stderr.contains(said), "{stderr}");
+            let asked = fs::read_to_string(lab.path("asked")).unwrap();
+            let scope = "--scope --quiet --collect --no-ask-password --description=view at ";
+            assert!(asked.lines().all(|line| line.starts_with(scope)), "{asked}");
+            assert_eq!(asked.contains("chunkfs mount --view"), said.is_empty(), "{asked}");
+            fs::remove_file(lab.path("asked")).unwrap();
+            lab.rsync("mail01");
+            lab.assert_restored("mail01", &guest.content);
+            recover(lab, &mut guest, script);
+        }
+        // What the daemon says when it cannot start is what is told, through the scope as without it.
+        let path = pretend_systemd(lab, becomes);
+        let mut broken = lab.command(&["chunkmount", "mail01"]);
+        broken.env("PATH", &path).env("CHUNKFS", "/bin/false");
+        let output = broken.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("exit status: 1"), "{stderr}");
+        recover(lab, &mut guest, "a daemon that cannot start");
     });
 }
 

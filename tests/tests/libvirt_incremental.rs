@@ -101,6 +101,32 @@ fn libvirt_content_that_comes_back_has_a_new_stamp_if_the_one_between_was_shown(
 }
 
 #[test]
+fn libvirt_without_tracking_all_is_sent_and_every_file_stays_the_same_file() {
+    with_libvirt("libvirt_without_tracking_all_is_sent_and_every_file_stays_the_same_file", |lab| {
+        let mut guest = lab.guest("mail01", &[QCOW2, RAW]);
+        guest.write(0, 1, 0, 8 << 20);
+        let chunk = lab.path("b/mail01/mail01_vda").join(tests::chunk(5));
+        let mut inodes = Vec::new();
+        for (track, sent, checkpoints) in [
+            ("auto", 384, 1),
+            ("none", 384, 0),
+            ("none", 384, 0),
+            ("digest", 0, 0),
+            ("auto", 0, 1),
+            ("auto", 0, 1),
+        ] {
+            lab.run(&["chunkmount", &format!("--track={track}"), "mail01"]).ok();
+            inodes.push(chunk.metadata().unwrap().ino());
+            assert_eq!(lab.rsync("mail01"), sent, "--track={track}");
+            lab.assert_restored("mail01", &guest.content);
+            lab.run(&["cleanup", "mail01"]).ok();
+            assert_eq!(guest.checkpoints().len(), checkpoints, "--track={track}");
+        }
+        assert!(inodes.windows(2).all(|pair| pair[0] == pair[1]), "{inodes:?}");
+    });
+}
+
+#[test]
 fn libvirt_without_a_usable_bitmap_all_is_compared_and_said_so() {
     with_libvirt("libvirt_without_a_usable_bitmap_all_is_compared_and_said_so", |lab| {
         let mut guest = lab.guest("mail01", &[QCOW2]);

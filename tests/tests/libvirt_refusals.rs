@@ -16,7 +16,7 @@ fn libvirt_every_refusal_says_why_and_leaves_nothing() {
             (&["chunkmount"], 2, "no VM was named"),
             (&["chunkmount", "mail01", "--exclude=vda"], 1, "there is no disk to back up"),
             (&["chunkmount", "mail01", "--blocksize=5000"], 2, "multiple of 4096"),
-            (&["chunkmount", "mail01", "--track=none"], 2, "not available"),
+            (&["chunkmount", "mail01", "--track=perhaps"], 2, "one of auto, bitmap, digest, none"),
             (&["chunkmount", "mail01", "--method=lvm"], 1, "not available yet"),
             (&["chunkmount", "mail01", "--method=offline"], 1, "the guest is not shut off"),
             (&["chunkmount", "mail01", "--quiesce=require"], 1, "freeze the guest's file systems"),

@@ -32,6 +32,8 @@ pub enum Evidence {
     Changes { since: String, point: String, changes: ChangeSet },
     /// A change tracker counts from here on, and can tell nothing of what was before.
     Start { point: String, why: String },
+    /// None is wanted: every chunk counts as changed, whatever it held and holds.
+    Renewed { why: String },
 }
 
 /// How a generation finds out what has changed on a disk.
@@ -100,7 +102,10 @@ impl Index {
             return Err(IndexError::ChunkSize { disk: disk.name.clone(), known, asked });
         }
         let mut compared_to = row.compared_to;
-        if row.geometry != disk.geometry {
+        if let Evidence::Renewed { .. } = disk.evidence {
+            self.cut_runs(connection, row.slot, LeafIndex(0))?;
+            self.put_new_leaves(connection, row.slot, 0, disk.geometry.leaf_count(), stamp)?;
+        } else if row.geometry != disk.geometry {
             self.resize(connection, &row, &disk.geometry, stamp)?;
             compared_to = compared_to.min(disk.geometry.leaf_count());
         }
@@ -326,7 +331,7 @@ impl RawDisk {
 fn judge(row: &DiskRow, disk: &DiskAtOpen) -> Tracking {
     let all = |why: &str| Tracking::Digests { why: why.to_owned() };
     match (&disk.evidence, &row.base) {
-        (Evidence::None { why } | Evidence::Start { why, .. }, _) => all(why),
+        (Evidence::None { why } | Evidence::Start { why, .. } | Evidence::Renewed { why }, _) => all(why),
         (Evidence::File(now), Some(Base::File { identity, settled: true })) if now == identity => {
             Tracking::Unchanged
         }
@@ -353,7 +358,7 @@ fn judge(row: &DiskRow, disk: &DiskAtOpen) -> Tracking {
 
 fn base_after(evidence: &Evidence, now: Stamp) -> Option<Base> {
     match evidence {
-        Evidence::None { .. } => None,
+        Evidence::None { .. } | Evidence::Renewed { .. } => None,
         Evidence::File(identity) => {
             Some(Base::File { identity: *identity, settled: identity.is_settled(now.0) })
         }

@@ -102,6 +102,7 @@ fn evidence_of(
             Evidence::None { why: "a device or an export has no times to tell changes by".to_owned() }
         }
         (ChangesSpec::Digests { why }, _) => Evidence::None { why: why.clone() },
+        (ChangesSpec::Everything { why }, _) => Evidence::Renewed { why: why.clone() },
         (ChangesSpec::Start { point, why }, _) => Evidence::Start { point: point.clone(), why: why.clone() },
         (ChangesSpec::Ranges { since, point, ranges }, _) => {
             let changes = among(&mut ChangesSpec::ranges(ranges));

@@ -87,6 +87,8 @@ pub enum ChangesSpec {
     /// Only what this metadata context of the NBD export calls dirty has changed since the point in time `since`;
     /// this one is called `point`.
     Bitmap { context: String, since: String, point: String },
+    /// Every chunk counts as changed: no digest is compared, all get the stamp of this generation.
+    Everything { why: String },
     /// Nothing is known of before; what is counted from now on counts from `point`.
     Start { point: String, why: String },
 }

@@ -33,6 +33,12 @@ pub trait Source: Send + Sync {
         self.read_at(range.start, buffer)
     }
 
+    /// The same bytes from where they lie already, without a copy. `None`: there is no such place, read them.
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>, SourceError> {
+        _ = range;
+        Ok(None)
+    }
+
     /// Whoever read up to `end` has got it: there is time to fetch what comes next.
     fn read_ahead(&self, end: u64) {
         _ = end;
@@ -59,6 +65,9 @@ impl std::fmt::Debug for dyn Source {
         f.write_str(&self.describe())
     }
 }
+
+/// Bytes that stay what they are for as long as this is held.
+pub type Lent = Box<dyn AsRef<[u8]>>;
 
 /// A part of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::core::layout::{DiskSlot, Node, Tree};
 use crate::core::stamp::Stamp;
 use crate::index::record::{Chunk, Content, Record};
 use crate::resolve::{Buffer, LeafView, NotShown, Tracked, content_of, holes_of};
-use crate::source::{ExtentKind, Source, SourceError};
+use crate::source::{ExtentKind, Lent, Source, SourceError};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -178,19 +178,23 @@ impl Disk {
         Ok(count)
     }
 
-    /// As `read_chunk`, into a buffer that the source may exchange.
+    /// As `read_chunk`: what the source lends, or else in a buffer that it may exchange.
     pub(super) fn read_chunk_into(
         &self,
         chunk: ChunkIndex,
         offset: u64,
         size: usize,
         buffer: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
+    ) -> Result<Option<Lent>, ViewError> {
         let range = self.geometry.range_of(chunk).ok_or(ViewError::NoEntry)?;
         let start = range.start.saturating_add(offset).min(range.end);
-        self.source.read_into(ByteRange::new(start, range.end.min(start + size as u64)), buffer)?;
+        let range = ByteRange::new(start, range.end.min(start + size as u64));
+        let lent = self.source.lend(range)?;
+        if lent.is_none() {
+            self.source.read_into(range, buffer)?;
+        }
         self.follow(chunk);
-        Ok(())
+        Ok(lent)
     }
 
     pub(super) fn read_ahead(&self, chunk: ChunkIndex, end: u64) {

@@ -15,7 +15,7 @@ use crate::core::layout::{DiskSlot, Inode};
 use crate::core::stamp::Stamp;
 use crate::index::IndexError;
 use crate::resolve::{NotShown, Retry};
-use crate::source::SourceError;
+use crate::source::{Lent, SourceError};
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -133,18 +133,18 @@ pub trait View: Send + Sync + 'static {
     /// Fills the front of `buffer` with the bytes from `offset` on; fewer than fit only at the end of the file.
     fn read(&self, file: Inode, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError>;
 
-    /// As `read`, of `size` bytes, into a buffer that becomes as long as what there was to read.
+    /// As `read`, of `size` bytes: what the source lends, or else in a buffer that becomes as long as what there was.
     fn read_into(
         &self,
         file: Inode,
         offset: u64,
         size: usize,
         buffer: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
+    ) -> Result<Option<Lent>, ViewError> {
         buffer.resize(size, 0);
         let count = self.read(file, offset, buffer)?;
         buffer.truncate(count);
-        Ok(())
+        Ok(None)
     }
 
     /// Whoever read a file up to `end` has got it: there is time to fetch what comes next.

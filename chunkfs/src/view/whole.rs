@@ -7,7 +7,7 @@ use super::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError, Wait};
 use crate::core::layout::{DiskSlot, FileNumber, Inode, Node, Target, Tree};
 use crate::core::stamp::Stamp;
 use crate::resolve::{Resolver, Retry};
-use crate::source::Source;
+use crate::source::{Lent, Source};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -336,22 +336,22 @@ impl View for WholeView {
         offset: u64,
         size: usize,
         buffer: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
+    ) -> Result<Option<Lent>, ViewError> {
         match self.target(file)? {
             Target::Node(slot, Tree::Chunks, node) if node.chunk().is_some() => {
                 let chunk = node.chunk().expect("the guard has seen one");
                 let (place, disk) = self.placed_disk(slot)?;
-                disk.read_chunk_into(chunk, offset, size, buffer)?;
-                if !buffer.is_empty() {
+                let lent = disk.read_chunk_into(chunk, offset, size, buffer)?;
+                if lent.is_some() || !buffer.is_empty() {
                     self.reads.note(place, chunk);
                 }
-                Ok(())
+                Ok(lent)
             }
             _ => {
                 buffer.resize(size, 0);
                 let count = self.read(file, offset, buffer)?;
                 buffer.truncate(count);
-                Ok(())
+                Ok(None)
             }
         }
     }

@@ -25,6 +25,14 @@ fn check_pattern(source: &NbdSource, seed: u64) {
         let mut bytes = vec![0xee; length];
         source.read_at(start, &mut bytes).unwrap();
         assert!(bytes == pattern(start, length), "{length} bytes at {start}");
+        // The same as it lies there, while others push it out of the cache.
+        let length = length.min(3000);
+        let lent = source.lend(ByteRange::new(start, start + length as u64)).unwrap();
+        source.read_ahead(start + length as u64);
+        source.read_at(0, &mut [0; 9000]).unwrap();
+        if let Some(lent) = lent {
+            assert!((*lent).as_ref() == pattern(start, length), "{length} bytes lent at {start}");
+        }
     }
 }
 
@@ -172,6 +180,7 @@ fn nbdkit_an_error_of_the_disk_is_the_end_even_when_it_passes() {
         std::fs::remove_file(&trigger).unwrap();
         assert_eq!(invalid(source.read_at(0, &mut bytes)), why);
         assert_eq!(invalid(source.check()), why);
+        assert_eq!(invalid(source.lend(ByteRange::new(0, 512)).map(drop)), why);
         assert!(source.extents(ByteRange::new(0, 1)).is_err());
     }
 }

@@ -211,7 +211,7 @@ impl ShownDisk {
     }
 
     fn changes(&self) -> serve::ChangesSpec {
-        use serve::ChangesSpec::{Bitmap, Digests, Ranges, Start};
+        use serve::ChangesSpec::{Bitmap, Digests, Everything, Ranges, Start};
         let since = self.base.as_ref().map(Point::to_string);
         let point = self.point().as_ref().map(Point::to_string);
         match (&self.candidates, since, point) {
@@ -221,10 +221,10 @@ impl ShownDisk {
             (Candidates::PendingOnly, Some(since), Some(point)) => {
                 Ranges { since, point, ranges: Vec::new() }
             }
+            (Candidates::Stamped, _, _) => Everything { why: "asked for with --track=none".to_owned() },
             (candidates, _, point) => {
                 let why = match candidates {
                     Candidates::All { why } => why.clone(),
-                    Candidates::Stamped => "changes are not tracked".to_owned(),
                     _ => "nothing proves what changed".to_owned(),
                 };
                 match point {

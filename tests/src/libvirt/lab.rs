@@ -29,7 +29,8 @@ impl Ran {
 }
 
 impl Lab {
-    pub(super) fn new() -> Lab {
+    #[expect(clippy::new_without_default, reason = "it makes directories")]
+    pub fn new() -> Lab {
         let dir = tempfile::Builder::new().prefix("libvirt-lab.").tempdir().unwrap();
         for name in ["b", "images", "copy"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -68,15 +69,17 @@ impl Lab {
     }
 
     pub fn run(&self, words: &[&str]) -> Ran {
-        let output = self.command(words).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let ran = Ran {
-            status: output.status.code().unwrap_or(-1),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        };
+        let ran = self.quiet(words);
         println!("virt-backup {words:?}: {ran:?}");
         ran
+    }
+
+    /// As `run`, without a word of it.
+    pub fn quiet(&self, words: &[&str]) -> Ran {
+        let output = self.command(words).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let status = output.status.code().unwrap_or(-1);
+        Ran { status, stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     pub fn spawn(&self, words: &[&str]) -> Child {
@@ -154,7 +157,7 @@ impl Lab {
 }
 
 /// By chunks, for a comparison of bytes takes long.
-pub(super) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+pub fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     let size = super::guest::CHUNK as usize;
     a.chunks(size).zip(b.chunks(size)).position(|(a, b)| a != b)
 }

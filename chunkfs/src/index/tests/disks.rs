@@ -157,6 +157,33 @@ fn a_resized_disk_keeps_what_was_not_touched_and_nothing_else() {
     }
 }
 
+#[test]
+fn a_renewed_disk_keeps_its_slot_and_every_chunk_of_it_is_new() {
+    for (old, new) in [(2 * LEAF + 7, 2 * LEAF + 7), (LEAF, 3 * LEAF), (2 * LEAF, CHUNK), (CHUNK, 0), (0, 0)]
+    {
+        let home = home();
+        let index = open(&home);
+        let start = Evidence::Start { point: "p".into(), why: "?".into() };
+        let first = begin(&index, old, start, 1000).unwrap();
+        let slot = first.disks[0].slot;
+        know_all(&index, slot, &geometry(old), first.stamp);
+        index.close_generation(first.generation, Stamp(1001)).unwrap();
+        let second = begin(&index, new, Evidence::Renewed { why: "?".into() }, 2000).unwrap();
+        assert_eq!((second.disks[0].slot, second.disks[0].compared_to), (slot, 0));
+        assert!(second.stamp > first.stamp);
+        for chunk in (0..geometry(new).chunk_count()).map(ChunkIndex) {
+            let found = index.run_at(slot, chunk.leaf()).unwrap().record.chunk(chunk.slot_in_leaf());
+            assert_eq!(found, Chunk { stamp: second.stamp, content: Content::Unknown }, "chunk {}", chunk.0);
+        }
+        index.close_generation(second.generation, Stamp(2001)).unwrap();
+        // What was counted from before means nothing any more.
+        let changes = ChangeSet::default();
+        let since = Evidence::Changes { since: "p".into(), point: "q".into(), changes };
+        let third = begin(&index, new, since, 3000).unwrap();
+        assert!(matches!(third.disks[0].tracking, Tracking::Digests { .. }), "{:?}", third.disks[0]);
+    }
+}
+
 fn check_resize(old: u64, new: u64) {
     let home = home();
     let index = open(&home);

@@ -54,18 +54,30 @@ impl Cache {
         self.state.lock().expect("no panic while the lock is held").confines = confines;
     }
 
-    /// A block, which may still be on its way. `certain`: so many blocks after it are going to be asked for as well.
+    /// A block, which may still be on its way, and what comes after it. `certain`: so many blocks after it are going
+    /// to be asked for as well.
     pub(super) fn get(&self, fetch: &impl Fetch, block: u64, certain: u64) -> Arc<Answer<Content>> {
+        let answer = self.get_only(fetch, block);
+        self.go_on(fetch, block, certain);
+        answer
+    }
+
+    /// A block, which may still be on its way.
+    pub(super) fn get_only(&self, fetch: &impl Fetch, block: u64) -> Arc<Answer<Content>> {
+        let known = self.state.lock().expect("no panic while the lock is held").blocks.get(&block).cloned();
+        known.unwrap_or_else(|| self.send(fetch, fetch.slot(), block))
+    }
+
+    /// Sends for what comes after a block that somebody reads.
+    pub(super) fn go_on(&self, fetch: &impl Fetch, block: u64, certain: u64) {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         let window = state.streams.access(block);
-        let known = state.blocks.get(&block).cloned();
+        // Sent for in batches, half a window each: a server that is woken up for every single one is slower.
+        let enough = certain == 0 && window > 2 && state.blocks.contains(&(block + window / 2));
         drop(state);
-        let answer = match known {
-            Some(answer) => answer,
-            None => self.send(fetch, fetch.slot(), block),
-        };
-        self.read_ahead(fetch, block, window, certain);
-        answer
+        if !enough {
+            self.read_ahead(fetch, block, window, certain);
+        }
     }
 
     fn read_ahead(&self, fetch: &impl Fetch, block: u64, window: u64, certain: u64) {

@@ -34,9 +34,9 @@ pub use protocol::{ServerError, Violation};
 pub use status::DirtyRanges;
 pub use uri::{NbdAddress, NbdAddressError};
 
-use super::{Extent, ExtentKind, Source, SourceError};
+use super::{Extent, ExtentKind, Lent, Source, SourceError};
 use crate::core::geometry::{ByteRange, ImageLen};
-use answer::{Promise, promise};
+use answer::{Answer, Promise, promise};
 use buffers::{Buffers, Content};
 use cache::{Cache, Fetch};
 use connection::Connection;
@@ -48,6 +48,7 @@ use reply::Runs;
 use slots::{SLOTS_PER_CONNECTION, Slot, Slots};
 use status::Spans;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -233,6 +234,34 @@ impl Source for NbdSource {
         self.check_health()
     }
 
+    /// Without sending for what comes next: that is done when the reader has got this.
+    fn lend(&self, range: ByteRange) -> Result<Option<Lent>, SourceError> {
+        self.check_health()?;
+        let block = range.start / self.block_bytes;
+        if range.is_empty() || range.end > self.range_of(block).end {
+            return Ok(None);
+        }
+        let answer = self.cache.get_only(self, block);
+        let lent = match answer.wait() {
+            None => return Err(self.lost()),
+            Some(Content::Zeros) => None,
+            Some(Content::Bytes(_)) => {
+                let start = (range.start - block * self.block_bytes) as usize;
+                let within = start..start + range.len() as usize;
+                Some(Box::new(LentBlock { answer, within }) as Lent)
+            }
+        };
+        // Also after, as in `read_at`.
+        self.check_health()?;
+        Ok(lent)
+    }
+
+    fn read_ahead(&self, end: u64) {
+        if let Some(last) = end.checked_sub(1) {
+            self.cache.go_on(self, last / self.block_bytes, 0);
+        }
+    }
+
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, SourceError> {
         self.check_health()?;
         if range.end > self.agreed.len.bytes() {
@@ -255,6 +284,21 @@ impl Source for NbdSource {
 
     fn describe(&self) -> String {
         self.address.to_string()
+    }
+}
+
+/// A part of a block that holds bytes. It stays in memory while this does, in the cache or not.
+struct LentBlock {
+    answer: Arc<Answer<Content>>,
+    within: Range<usize>,
+}
+
+impl AsRef<[u8]> for LentBlock {
+    fn as_ref(&self) -> &[u8] {
+        match self.answer.wait() {
+            Some(Content::Bytes(bytes)) => &bytes[self.within.clone()],
+            _ => unreachable!("it was seen to hold bytes, and an answer is given once"),
+        }
     }
 }
 

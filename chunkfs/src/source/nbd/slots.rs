@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-/// As many as QEMU works on at once for a client.
-pub(super) const SLOTS_PER_CONNECTION: usize = 16;
+/// Twice as many as QEMU works on at once for a client, so that it finds the next ones there when it is done with some.
+pub(super) const SLOTS_PER_CONNECTION: usize = 32;
 
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -69,11 +69,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_spread_over_the_connections_and_end_at_sixteen_each() {
+    fn requests_spread_over_the_connections_and_end_at_32_each() {
         let slots = Slots::new(2);
         let taken: Vec<Slot> = std::iter::from_fn(|| slots.try_take()).collect();
-        assert_eq!(taken.len(), 32);
-        assert_eq!(taken.iter().filter(|slot| slot.connection() == 1).count(), 16);
+        assert_eq!(taken.len(), 64);
+        assert_eq!(taken.iter().filter(|slot| slot.connection() == 1).count(), 32);
         let waiter = std::thread::spawn({
             let slots = Arc::clone(&slots);
             move || slots.take().connection()
