@@ -4,6 +4,7 @@
 mod chunkmount;
 mod cleanup;
 mod forget;
+pub mod restore;
 
 use std::fmt;
 
