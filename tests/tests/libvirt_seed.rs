@@ -37,10 +37,18 @@ fn libvirt_the_old_command_lines_do_what_their_manual_says() {
         run(lab, "virt-backup --dump --vm=mail01,devsrv --state --exclude=vdb,hdb --compress");
         for vm in ["mail01", "devsrv"] {
             let files = [".b3", ".state", ".xml", "_vda.img.gz"].map(|end| format!("{vm}{end}"));
-            assert_eq!(names(&dir(vm)), files, "vdb is left out, the memory is there, the disk is compressed");
+            assert_eq!(
+                names(&dir(vm)),
+                files,
+                "vdb is left out, the memory is there, the disk is compressed"
+            );
         }
         run(lab, "virt-backup --cleanup --vm=mail01");
-        assert_eq!((names(&dir("mail01")).len(), names(&dir("devsrv")).len()), (0, 4), "only those of mail01");
+        assert_eq!(
+            (names(&dir("mail01")).len(), names(&dir("devsrv")).len()),
+            (0, 4),
+            "only those of mail01"
+        );
 
         run(lab, "virt-backup --dump --vm=devsrv --snapsize=10G --keep-lock");
         assert!(lab.path("b/devsrv.lock").exists(), "the lock is kept");
@@ -93,7 +101,11 @@ fn libvirt_shutdown_backs_up_a_guest_that_was_shut_down_and_starts_it_again() {
         }
         // One that does not shut down in time goes on, and nothing is left.
         let late = lab.run(&["dump", "winprd", "--shutdown", "--shutdown-timeout=2"]);
-        assert_eq!((late.status, late.stderr.contains("has not shut down within 2 s")), (1, true), "{late:?}");
+        assert_eq!(
+            (late.status, late.stderr.contains("has not shut down within 2 s")),
+            (1, true),
+            "{late:?}"
+        );
         assert_eq!(virsh_ok(&["domstate", "winprd"]).trim(), "running");
         lab.assert_nothing_left(&guest);
     });

@@ -1,11 +1,14 @@
 //! This machine's guests, through libvirt.
 //! Every verb finds the domain anew by its UUID: libvirtd may have been restarted, the guest be gone.
 
+mod definitions;
 mod disks;
 mod ffi;
 mod overlays;
-mod qcow2;
+pub(crate) mod qcow2;
 mod xml;
+
+pub(crate) use definitions::file_id;
 
 use std::cell::RefCell;
 use std::fmt;
