@@ -45,6 +45,9 @@ pub enum Command {
     /// Write the man pages to a directory
     #[command(hide = true)]
     Man { directory: PathBuf },
+    /// Write what bash, zsh and fish need to complete our words to a directory
+    #[command(hide = true)]
+    Completions { directory: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -170,12 +173,32 @@ pub enum Index {
         /// The disk, if the index knows several
         #[arg(long)]
         disk: Option<String>,
-        /// Since this generation; otherwise since the one before the last
+        /// Since this generation, or since a stamp: @SECONDS; otherwise since the generation before the last
         #[arg(long, value_name = "GENERATION")]
-        since: Option<u64>,
+        since: Option<Since>,
         #[arg(long, value_enum, default_value_t = DiffFormat::Text)]
         format: DiffFormat,
     },
+}
+
+/// From when on a change counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    Generation(u64),
+    /// What a view had as its stamp. Unlike a generation's number, it means the same to an index that was begun anew.
+    Stamp(i64),
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Since, String> {
+        let parsed = match text.strip_prefix('@') {
+            Some(secs) => secs.parse().ok().map(Since::Stamp),
+            None => text.parse().ok().map(Since::Generation),
+        };
+        parsed.ok_or_else(|| "neither the number of a generation nor @SECONDS".to_owned())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -184,8 +207,10 @@ pub enum DiffFormat {
     Text,
     /// One object
     Json,
-    /// Paths, for rsync --files-from and tar --files-from
+    /// Paths below the disk's directory, for rsync --files-from and tar --files-from
     FilesFrom,
+    /// Paths below a mount that shows disks by their names: of all disks if none is named, with their digests
+    ViewFiles,
 }
 
 #[derive(Debug, Args)]

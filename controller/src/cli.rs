@@ -3,13 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use virt_backup::carry::{self, CarryError, Compression, DumpCommand};
 use virt_backup::core::names::{Places, Target};
-use virt_backup::core::options::{self, ChunkSize, JobLimit, MethodChoice, Quiesce, Tracking};
+use virt_backup::core::options::{
+    self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Memory, MethodChoice, Pause, Quiesce, Running,
+    Tracking,
+};
 
 /// Back up running libvirt guests with the backup tools you already trust
 #[derive(Debug, Parser)]
@@ -65,7 +69,11 @@ pub(crate) struct Common {
 pub(crate) enum Command {
     /// Show the disks of VMs as chunks below the backup directory, as of now; returns when they can be read
     Chunkmount(Chunkmount),
-    /// Take back whatever is left of a job, however it ended
+    /// Copy the disks of VMs to files below the backup directory, as of one point in time for each
+    Dump(Dump),
+    /// The same as qcow2 images
+    Convert(Convert),
+    /// Take back whatever is left of a job, however it ended; also removes the files of a dump
     Cleanup(Cleanup),
     /// Remove the lock of a VM, and nothing else
     Unlock(Vms),
@@ -80,9 +88,15 @@ pub(crate) enum Command {
     /// End a backup job and leave the rest to cleanup: what a view calls when the space for it runs short
     #[command(hide = true)]
     EndBackup { uuid: String, socket: PathBuf },
+    /// Thaw a guest's file systems after some seconds: what a freeze leaves behind in case we die
+    #[command(hide = true)]
+    ThawLater { uuid: String, secs: u64 },
     /// Write the man pages to a directory
     #[command(hide = true)]
     Man { directory: PathBuf },
+    /// Write what bash, zsh and fish need to complete our words to a directory
+    #[command(hide = true)]
+    Completions { directory: PathBuf },
 }
 
 /// Which VMs are meant.
@@ -130,7 +144,7 @@ pub(crate) struct Job {
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "31536000")]
     pub(crate) wait: Option<u64>,
 
-    /// auto, pull or offline
+    /// auto, pull, external, reflink or offline
     #[arg(long, default_value = "auto", value_parser = MethodChoice::from_str)]
     method: MethodChoice,
 
@@ -142,13 +156,87 @@ pub(crate) struct Job {
     #[arg(long, default_value = "auto", value_parser = Tracking::from_str)]
     track: Tracking,
 
-    /// Never suspend the guest; this is always so
-    #[arg(long, hide = true)]
+    /// Let the guest stay suspended for as long as the work takes, where nothing else gives a point in time
+    #[arg(long, overrides_with = "no_offline")]
+    offline: bool,
+
+    /// Never suspend the guest for longer than a moment; this is the default
+    #[arg(long, overrides_with = "offline")]
     no_offline: bool,
 
-    /// Take no LVM snapshot; this is always so
-    #[arg(long, hide = true)]
+    /// Save the guest's memory together with its disks
+    #[arg(long, conflicts_with = "shutdown")]
+    state: bool,
+
+    /// How large a thick LVM snapshot is
+    #[arg(long, value_name = "SIZE", hide = true, value_parser = size)]
+    snapsize: Option<u64>,
+
+    /// Shut the guest down first, and start it again as soon as the point in time is taken
+    #[arg(long)]
+    shutdown: bool,
+
+    /// How long the guest may take to shut down
+    #[arg(long, value_name = "SECS", default_value_t = 300)]
+    shutdown_timeout: u32,
+
+    /// Take an LVM snapshot if one is needed
+    #[arg(long, hide = true, overrides_with = "no_snapshot")]
+    snapshot: bool,
+
+    /// Take no LVM snapshot
+    #[arg(long, hide = true, overrides_with = "snapshot")]
     no_snapshot: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dump {
+    #[command(flatten)]
+    pub(crate) copy: Copy,
+    /// Compress the images: gzip (also when no name is given), zstd, bzip2, pbzip2, lzop, xz, lzip, plzip
+    #[arg(
+        long,
+        value_name = "COMPRESSOR",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "gzip",
+        default_value = "none",
+        value_parser = Compression::from_str
+    )]
+    compress: Compression,
+    /// Pipe each disk into a command instead of a file; __VIRT_BACKUP_VM__ and __VIRT_BACKUP_DISK__ stand for the names
+    #[arg(long, value_name = "COMMAND", value_parser = dump_command)]
+    dumpcmd: Option<DumpCommand>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    #[command(flatten)]
+    pub(crate) copy: Copy,
+    /// Compress the clusters of the images
+    #[arg(long, value_name = "COMPRESSOR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    compress: Option<String>,
+}
+
+/// What dump and convert take.
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    #[command(flatten)]
+    pub(crate) vms: Vms,
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Keep the lock, so that nothing else begins on the VM before cleanup or unlock
+    #[arg(long)]
+    keep_lock: bool,
+    /// Read at most so many bytes a second: 50M
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bwlimit: Option<NonZeroU64>,
+    /// Tell what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Go on with the next VM after one that failed; this is always so
+    #[arg(long, hide = true)]
+    keep_going: bool,
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +289,41 @@ impl Vms {
     }
 }
 
+impl Dump {
+    /// Errors: what compresses or takes the disks is not installed.
+    pub(crate) fn wishes(&self) -> Result<options::Dump, CarryError> {
+        carry::check_available(self.compress)?;
+        let form = match &self.dumpcmd {
+            None => DumpForm::Image(self.compress),
+            Some(command) => {
+                carry::check_command(command)?;
+                DumpForm::Piped(command.clone(), self.compress)
+            }
+        };
+        Ok(self.copy.wishes(form))
+    }
+}
+
+impl Convert {
+    pub(crate) fn wishes(&self) -> options::Dump {
+        let clusters = if self.compress.is_some() { Clusters::Compressed } else { Clusters::Plain };
+        self.copy.wishes(DumpForm::Qcow2(clusters))
+    }
+}
+
+impl Copy {
+    /// The guest may stay suspended for it, unless `--no-offline` says otherwise: as it has always been.
+    pub(crate) fn options(&self, own_command: Vec<String>) -> options::Chunkmount {
+        let pause = if self.job.no_offline { Pause::Never } else { Pause::AsLongAsItTakes };
+        options::Chunkmount { pause, ..self.job.options(own_command) }
+    }
+
+    fn wishes(&self, form: DumpForm) -> options::Dump {
+        let lock = if self.keep_lock { LockAfter::Kept } else { LockAfter::GivenBack };
+        options::Dump { form, pace: self.bwlimit, lock }
+    }
+}
+
 impl Job {
     pub(crate) fn options(&self, own_command: Vec<String>) -> options::Chunkmount {
         options::Chunkmount {
@@ -209,6 +332,12 @@ impl Job {
             tracking: self.track,
             exclude: self.exclude.iter().cloned().collect(),
             chunk_size: self.blocksize,
+            pause: if self.offline { Pause::AsLongAsItTakes } else { Pause::Never },
+            running: match self.shutdown {
+                true => Running::ShutDown { within_secs: self.shutdown_timeout },
+                false => Running::Stays,
+            },
+            memory: if self.state { Memory::Saved } else { Memory::LeftOut },
             own_command,
         }
     }
@@ -220,4 +349,18 @@ impl Job {
 
 fn target(text: &str) -> Result<Target, String> {
     Target::new(text).map_err(|error| error.to_string())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    options::bytes(text).ok_or_else(|| "is not a size: give bytes, or a number such as 5G".to_owned())
+}
+
+fn dump_command(text: &str) -> Result<DumpCommand, String> {
+    DumpCommand::parse(text).map_err(|error| error.to_string())
+}
+
+/// `1000000`, `50M`: bytes a second, powers of 1024.
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let rate = options::bytes(text).and_then(NonZeroU64::new);
+    rate.ok_or_else(|| "is not a rate: give bytes a second, such as 50M".to_owned())
 }

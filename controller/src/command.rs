@@ -3,6 +3,7 @@
 
 mod chunkmount;
 mod cleanup;
+mod dump;
 mod forget;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use crate::survey;
 
 pub use chunkmount::{Mounted, chunkmount, plan};
 pub use cleanup::cleanup;
+pub use dump::{Dumped, dump, plan_dump};
 pub use forget::forget;
 
 /// How a command on one VM failed, and the exit status that says so (see `ExitStatus` values in the manual):

@@ -9,6 +9,7 @@
 //! - **Undoing what is not there is `AlreadyGone`,** not an error, also when the domain or the directory it was in is
 //!   gone. So every undo may be repeated.
 
+mod copying;
 pub mod exec;
 pub mod libvirt;
 pub mod local;
@@ -28,7 +29,7 @@ use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{CheckpointName, JobId, Target};
-use crate::core::step::{BackupRequest, ImageService, ViewService};
+use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
 use crate::core::units::Bytes;
 
 /// A machine with guests.
@@ -51,8 +52,14 @@ pub trait Files {
     /// Puts a file in the place of the one that is or is not there; nobody sees a part of it. Mode 0600.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<()>;
     fn append(&self, path: &Path, content: &[u8]) -> Result<()>;
+    /// A copy of a small file, on disk under its name only when it is whole. Mode 0600.
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<()>;
+    /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
+    fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.
     fn make_dir(&self, path: &Path) -> Result<Created>;
+    /// The same, for the last of them: nobody else looks into it.
+    fn make_private_dir(&self, path: &Path) -> Result<Created>;
     /// A file, a socket, a link; never a directory.
     fn remove_file(&self, path: &Path) -> Result<Removal>;
     /// Only an empty one.
@@ -66,6 +73,9 @@ pub trait Processes {
     fn this_process(&self) -> Result<ProcessId>;
     fn boot_id(&self) -> Result<BootId>;
     fn new_job_id(&self) -> Result<JobId>;
+    /// Waits until what a killed process asked of libvirt or the kernel just before has happened or failed: a second
+    /// since its last sign of life, the last change of this file.
+    fn let_settle(&self, last_sign: &Path) -> Result<()>;
     fn lives(&self, process: &ProcessId) -> Result<bool>;
     /// The source of what is mounted at a path, unescaped. None: nothing is mounted there.
     fn mounted_at(&self, path: &Path) -> Result<Option<String>>;
@@ -82,6 +92,10 @@ pub trait Processes {
     fn serve_image(&self, service: &ImageService) -> Result<ProcessId>;
     /// Stops every server that was started for this socket and removes the socket.
     fn stop_image(&self, socket: &Path) -> Result<Removal>;
+
+    /// Reads all of a disk and writes it where it is to go: a file has its name only when it is whole and on disk.
+    /// Gives the digest as `b3sum` prints it. Ends early when `interrupted` says so or room runs short.
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String>;
 
     /// What the indexes of a VM say. No directory: no disks.
     fn indexes(&self, dir: &Path) -> Result<BTreeMap<Target, IndexedDisk>>;
@@ -112,9 +126,30 @@ pub trait Guests {
     /// Merges what the checkpoint tracks into the one before. `Later` when the guest is off: its images' bitmaps can
     /// only be deleted while it runs.
     fn delete_checkpoint(&self, domain: &DomainId, name: &CheckpointName) -> Result<Removal>;
-    /// Freezes the guest's file systems, within the time or not at all.
+    /// One point in time for all disks: from then on the guest writes to overlays, for all of them or for none.
+    fn take_overlays(&self, request: &OverlayRequest) -> Result<()>;
+    /// Merges an overlay into its image, whether the guest runs or not, and removes it once the guest's fresh description
+    /// proves that the image is in use. Whatever fails leaves the overlay and every write of the guest.
+    fn merge_overlay(&self, domain: &DomainId, overlay: &Overlay) -> Result<Removal>;
+    /// Freezes the guest's file systems, within the time or not at all. Something that outlives us thaws them soon after
+    /// the time if we do not.
     fn freeze(&self, domain: &DomainId, within: Duration) -> Result<()>;
     fn thaw(&self, domain: &DomainId) -> Result<Removal>;
+    /// QEMU has written all it had when this returns.
+    fn suspend(&self, domain: &DomainId) -> Result<()>;
+    /// `AlreadyGone` when it is not suspended.
+    fn resume(&self, domain: &DomainId) -> Result<Removal>;
+    /// Asks the guest, and waits for its end.
+    fn shut_down(&self, domain: &DomainId, within: Duration) -> Result<()>;
+    fn start(&self, domain: &DomainId, begin: Begin) -> Result<Removal>;
+}
+
+/// How a guest is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    Running,
+    /// It has a QEMU, and does not run before it is resumed.
+    Suspended,
 }
 
 /// Which description of a domain.

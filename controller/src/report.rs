@@ -117,6 +117,17 @@ fn troubles_of(view: &Value) -> Vec<String> {
     troubles.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
+/// How much of the view of a VM was read so far. None: there is no view, or it does not answer.
+pub(crate) fn reads(context: &Context, vm: &VmName) -> Option<String> {
+    let view = daemon_status(&Names::new(&context.places, vm).mount_point())?;
+    Some(reads_of(&view))
+}
+
+fn reads_of(view: &Value) -> String {
+    let least = if view["chunks_read_exact"] == false { "at least " } else { "" };
+    format!("{least}{} of {} chunks were read", view["chunks_read"], view["chunks"])
+}
+
 fn print_job(job: &JobStatus) {
     let state = match job.state {
         State::Working => "a virt-backup is at work on it".to_owned(),
@@ -127,6 +138,7 @@ fn print_job(job: &JobStatus) {
     println!("{}: {state}", job.vm);
     job.troubles.iter().for_each(|trouble| println!("  trouble: {trouble}"));
     if let Some(view) = &job.view {
+        println!("  {}", reads_of(view));
         println!("  {} reads, {} bytes, {} errors", view["reads"], view["bytes_read"], view["read_errors"]);
     }
     if matches!(job.state, State::Failed | State::Abandoned) {

@@ -12,11 +12,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use virt_backup::command::{self, Failure};
 use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
+use virt_backup::core::options::{Chunkmount, Dump};
+use virt_backup::core::plan::Plan;
 use virt_backup::host::machine::Machine;
 use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
-use crate::cli::{Cli, Command, Common, Job};
+use crate::cli::{Cli, Command, Common, Copy, Job};
 use crate::report;
 
 const USAGE: u8 = 2;
@@ -52,11 +54,12 @@ impl Context {
         }
         let chunkfs = std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
+        let own_command = vec![own, format!("--connect={}", common.connect.join(","))];
         Ok(Context {
-            machine: Machine::new(chunkfs, common.connect.clone()),
+            machine: Machine::new(chunkfs, common.connect.clone(), own_command.clone()),
             places: common.places()?,
             interrupted,
-            own_command: vec![own, format!("--connect={}", common.connect.join(","))],
+            own_command,
             quiet: common.quiet,
         })
     }
@@ -71,6 +74,11 @@ impl Context {
             Command::Chunkmount(args) => {
                 self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.chunkmount(vm, &args.job)))
             }
+            Command::Dump(args) => match args.wishes() {
+                Ok(wishes) => self.dump_each(&args.copy, &wishes),
+                Err(error) => complain(&Failure { exit_status: 1, story: error.to_string() }),
+            },
+            Command::Convert(args) => self.dump_each(&args.copy, &args.wishes()),
             Command::Cleanup(args) => {
                 let vms = match args.all {
                     true => match report::vms_with_jobs(self) {
@@ -93,7 +101,11 @@ impl Context {
             Command::EndBackup { uuid, socket } => {
                 self.end_backup(&uuid, &socket).map_or_else(|error| complain(&error), |()| 0)
             }
+            Command::ThawLater { uuid, secs } => {
+                self.thaw_later(&uuid, secs).map_or_else(|error| complain(&error), |()| 0)
+            }
             Command::Man { directory } => write_man_pages(&directory),
+            Command::Completions { directory } => write_completions(&directory),
         }
     }
 
@@ -116,17 +128,13 @@ impl Context {
     }
 
     fn chunkmount(&self, vm: &str, job: &Job) -> Result<(), Failure> {
-        let interrupted = || self.interrupted.load(Ordering::SeqCst);
+        let interrupted = self.interrupted();
         let options = job.options(self.own_command.clone());
         let mounted =
             command::chunkmount(&self.machine, &self.places, vm, &options, job.limit(), &interrupted)?;
         self.tell(vm, &mounted.cleared);
         let id = &mounted.plan.domain;
-        let notes = mounted.plan.notes.iter().chain(&mounted.notes);
-        notes.for_each(|note| self.note(vm, note));
-        for left_out in &mounted.plan.left_out {
-            self.note(vm, &format!("left out: {}: {}", left_out.what, left_out.reason));
-        }
+        self.tell_of(vm, &mounted.plan, &mounted.notes);
         if !self.quiet {
             let point = Names::new(&self.places, &id.name).mount_point();
             println!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display());
@@ -134,8 +142,50 @@ impl Context {
         Ok(())
     }
 
+    fn dump_each(&self, copy: &Copy, wishes: &Dump) -> u8 {
+        let options = copy.options(self.own_command.clone());
+        self.each(copy.vms.list(), |vm| match copy.dry_run {
+            true => {
+                print!("{}", command::plan_dump(&self.machine, &self.places, vm, (&options, wishes))?);
+                Ok(())
+            }
+            false => patiently(copy.job.wait, || self.dump(vm, copy, (&options, wishes))),
+        })
+    }
+
+    fn dump(&self, vm: &str, copy: &Copy, wishes: (&Chunkmount, &Dump)) -> Result<(), Failure> {
+        let interrupted = self.interrupted();
+        let limit = copy.job.limit();
+        let dumped = command::dump(&self.machine, &self.places, vm, wishes, limit, &interrupted)?;
+        self.tell(vm, &dumped.cleared);
+        self.tell_of(vm, &dumped.plan, &dumped.notes);
+        if !self.quiet {
+            let id = &dumped.plan.domain;
+            let dir = Names::new(&self.places, &id.name).dump_dir();
+            println!("{id}: dumped to {} by method {}", dir.display(), dumped.plan.method);
+        }
+        Ok(())
+    }
+
+    fn tell_of(&self, vm: &str, plan: &Plan, notes: &[String]) {
+        plan.notes.iter().chain(notes).for_each(|note| self.note(vm, note));
+        for left_out in &plan.left_out {
+            self.note(vm, &format!("left out: {}: {}", left_out.what, left_out.reason));
+        }
+    }
+
+    fn interrupted(&self) -> impl Fn() -> bool + Sync + use<> {
+        let interrupted = Arc::clone(&self.interrupted);
+        move || interrupted.load(Ordering::SeqCst)
+    }
+
     fn cleanup(&self, vm: &str) -> Result<(), Failure> {
+        let name = command::name_of(&self.machine, vm).ok();
+        let reads = name.and_then(|name| report::reads(self, &name));
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+        if let Some(reads) = reads.filter(|_| !self.quiet) {
+            eprintln!("virt-backup: {vm}: {reads}");
+        }
         Ok(())
     }
 
@@ -164,6 +214,15 @@ impl Context {
         // Found by its UUID; the name is only for messages.
         let name = command::name_of(&self.machine, uuid.as_str())?;
         self.machine.abort_backup(&DomainId { name, uuid }, socket)?;
+        Ok(())
+    }
+
+    /// Waits, and then tries until the guest is thawed or gone, for a few minutes. Killed by whoever thaws it in time.
+    fn thaw_later(&self, uuid: &str, secs: u64) -> Result<(), Failure> {
+        let uuid = Uuid::new(uuid).map_err(anyhow::Error::from)?;
+        std::thread::sleep(Duration::from_secs(secs));
+        let name = command::name_of(&self.machine, uuid.as_str())?;
+        self.machine.thaw_stubbornly(&DomainId { name, uuid })?;
         Ok(())
     }
 
@@ -218,5 +277,17 @@ fn write_man_pages(directory: &Path) -> u8 {
     match written {
         Ok(()) => 0,
         Err(error) => complain(&Failure { exit_status: 1, story: format!("write the man pages: {error}") }),
+    }
+}
+
+fn write_completions(directory: &Path) -> u8 {
+    use clap_complete::Shell;
+    let write =
+        |shell| clap_complete::generate_to(shell, &mut Cli::command(), "virt-backup", directory).map(drop);
+    let written = std::fs::create_dir_all(directory)
+        .and_then(|()| [Shell::Bash, Shell::Zsh, Shell::Fish].into_iter().try_for_each(write));
+    match written {
+        Ok(()) => 0,
+        Err(error) => complain(&Failure { exit_status: 1, story: format!("write the completions: {error}") }),
     }
 }

@@ -10,17 +10,22 @@ mod undo;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::domain::DomainId;
-use crate::core::journal::{Debt, Header, Journal, Record, VERSION};
+use crate::core::journal::{Debt, Header, Journal, Progress, Record, VERSION};
 use crate::core::lock::{Holder, Lock, ProcessId};
 use crate::core::names::{JobId, Names};
 use crate::core::options::JobLimit;
 use crate::core::plan::Plan;
-use crate::core::step::{Patience, Step, Undo};
+use crate::core::step::{DumpRecord, Patience, Step, Undo};
 use crate::host::{Guard, Host, Removal};
 
+use act::Acted;
 use journal_file::JournalFile;
+use locking::Kept;
 pub use locking::{live_jobs, unlock};
 pub use outcome::{OpenError, RunError, Unwound};
+
+/// Has the user, or the machine, asked us to stop?
+pub type Interrupted<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// From taking the lock to giving it back, or to leaving it to a later cleanup.
 ///
@@ -36,20 +41,43 @@ pub struct Session<'h> {
     /// Who held the lock before and did not give it back.
     taken_over: Option<Holder>,
     journal: Option<JournalFile>,
+    /// Did this job freeze the guest's file systems?
+    frozen: bool,
+    /// Of the disks copied so far, as `b3sum --check` reads them.
+    digests: String,
     /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
     _guard: Guard,
 }
 
 impl<'h> Session<'h> {
+    /// As `open`, whether or not a dump has kept the lock.
+    pub fn open_to_clean_up(host: &'h dyn Host, names: &Names) -> Result<Session<'h>, OpenError> {
+        Session::open_with(host, names, JobLimit::Unlimited, Kept::TakenOver)
+    }
+
     /// Takes the lock of a VM. What a dead job or a view without its cleanup left is taken over, and is then `owed`.
     pub fn open(host: &'h dyn Host, names: &Names, limit: JobLimit) -> Result<Session<'h>, OpenError> {
-        Session::take(host, names, limit).map_err(|error| match error {
+        Session::open_with(host, names, limit, Kept::Respected)
+    }
+
+    fn open_with(
+        host: &'h dyn Host,
+        names: &Names,
+        limit: JobLimit,
+        kept: Kept,
+    ) -> Result<Session<'h>, OpenError> {
+        Session::take(host, names, limit, kept).map_err(|error| match error {
             OpenError::Failed(error) if locking::something_left(host, names) => OpenError::Owing(error),
             error => error,
         })
     }
 
-    fn take(host: &'h dyn Host, names: &Names, limit: JobLimit) -> Result<Session<'h>, OpenError> {
+    fn take(
+        host: &'h dyn Host,
+        names: &Names,
+        limit: JobLimit,
+        kept: Kept,
+    ) -> Result<Session<'h>, OpenError> {
         host.make_dir(&names.home()).context("make the state directory")?;
         let Some(guard) = host.guard(&names.guard())? else {
             return Err(OpenError::Busy(format!("{}: another virt-backup is at work on it", names.vm())));
@@ -59,8 +87,20 @@ impl<'h> Session<'h> {
             Some(journal) => journal.header().job.clone(),
             None => host.new_job_id()?,
         };
-        let (lock, taken_over) = locking::take(host, names, job, limit)?;
-        Ok(Session { host, names: names.clone(), lock, taken_over, journal, _guard: guard })
+        let (lock, taken_over) = locking::take(host, names, job, limit, kept)?;
+        if journal.as_ref().is_some_and(|journal| journal.progress() == Progress::Underway) {
+            host.let_settle(&names.journal())?;
+        }
+        Ok(Session {
+            host,
+            names: names.clone(),
+            lock,
+            taken_over,
+            journal,
+            frozen: false,
+            digests: String::new(),
+            _guard: guard,
+        })
     }
 
     pub fn taken_over(&self) -> Option<&Holder> {
@@ -78,7 +118,7 @@ impl<'h> Session<'h> {
 
     /// Carries out a plan, each step written down before it is done. When a step fails, or `interrupted` says so
     /// between two, all is taken back.
-    pub fn run(&mut self, plan: &Plan, interrupted: &dyn Fn() -> bool) -> Result<Vec<String>, RunError> {
+    pub fn run(&mut self, plan: &Plan, interrupted: &Interrupted<'_>) -> Result<Vec<String>, RunError> {
         let mut notes = Vec::new();
         match self.carry_out(plan, interrupted, &mut notes) {
             Ok(()) => Ok(notes),
@@ -89,7 +129,7 @@ impl<'h> Session<'h> {
     fn carry_out(
         &mut self,
         plan: &Plan,
-        interrupted: &dyn Fn() -> bool,
+        interrupted: &Interrupted<'_>,
         notes: &mut Vec<String>,
     ) -> Result<()> {
         self.begin_journal()?;
@@ -100,7 +140,23 @@ impl<'h> Session<'h> {
             }
             let process = match step {
                 Step::Early(undo) => self.pay_early(undo)?,
-                _ => self.take_step(number, step, notes).with_context(|| step.to_string())?,
+                Step::IfFrozen { path, content } => {
+                    if self.frozen {
+                        self.host.replace(path, content.as_bytes()).with_context(|| step.to_string())?;
+                    }
+                    None
+                }
+                Step::Release(undo) => {
+                    if let Err(error) = self.pay_early(undo) {
+                        notes.push(format!("{undo}: not yet: {error:#}"));
+                    }
+                    None
+                }
+                Step::KeepDump(record) => {
+                    self.keep_dump(record).with_context(|| step.to_string())?;
+                    None
+                }
+                _ => self.take_step(number, step, interrupted, notes).with_context(|| step.to_string())?,
             };
             view = process.or(view);
         }
@@ -122,20 +178,35 @@ impl<'h> Session<'h> {
     }
 
     /// Intent, act, done.
-    fn take_step(&mut self, number: u32, step: &Step, notes: &mut Vec<String>) -> Result<Option<ProcessId>> {
+    fn take_step(
+        &mut self,
+        number: u32,
+        step: &Step,
+        interrupted: &Interrupted<'_>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<ProcessId>> {
         act::check(self.host, step)?;
-        if let Some(undo) = step.undo() {
+        let owes = step.undo();
+        if let Some(undo) = owes.clone() {
             self.write(&Record::Intent { step: number, what: step.to_string(), undo })?;
         }
-        let process = match (act::act(self.host, step), step) {
-            (Ok(process), _) => process,
+        let process = match (act::act(self.host, step, interrupted), step) {
+            (Ok(Acted::Done), _) => None,
+            (Ok(Acted::Shown(process)), _) => Some(process),
+            (Ok(Acted::Copied(digest)), _) => {
+                self.digests.push_str(&digest);
+                None
+            }
             (Err(error), Step::Freeze { need: crate::core::step::Need::Wished, .. }) => {
                 notes.push(format!("not quiesced: {error:#}"));
                 return self.pay_early(&step.undo().expect("a freeze has an undo"));
             }
             (Err(error), _) => return Err(error),
         };
-        self.write(&Record::Done { step: number, process: process.clone() })?;
+        self.frozen |= matches!(step, Step::Freeze { .. });
+        if owes.is_some() {
+            self.write(&Record::Done { step: number, process: process.clone() })?;
+        }
         Ok(process)
     }
 
@@ -144,6 +215,25 @@ impl<'h> Session<'h> {
             self.pay(&debt, &mut Unwound::default())?;
         }
         Ok(None)
+    }
+
+    /// From the list of digests on the dump is complete, and nothing of it is owed any more. The record is there before:
+    /// cleanup must find the files.
+    fn keep_dump(&mut self, dump: &DumpRecord) -> Result<()> {
+        let text = serde_json::to_string(dump).context("write JSON")?;
+        self.host.replace(&dump.record, text.as_bytes())?;
+        self.host.replace(&dump.dir.join(&dump.digests), self.digests.as_bytes())?;
+        for debt in self.owed() {
+            let kept = match &debt.undo {
+                Undo::RemoveFile { path } => path.parent() == Some(&dump.dir),
+                Undo::RemoveDir { path } => *path == dump.dir,
+                _ => false,
+            };
+            if kept {
+                self.write(&Record::Undone { step: debt.step })?;
+            }
+        }
+        Ok(())
     }
 
     /// Undoes all that is owed, newest first, past failures; forgets the journal when nothing is owed any more.
@@ -179,19 +269,30 @@ impl<'h> Session<'h> {
         Ok(())
     }
 
-    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
-    /// crash came between forgetting the journal and giving back the lock.
-    pub fn sweep(&mut self, domain: Option<&DomainId>) -> Unwound {
-        let mut unwound = Unwound::default();
-        if !self.owed().is_empty() {
-            return unwound;
+    /// All that a cleanup does: what the journal owes, what is here under names of ours, and if the first could not be
+    /// done in full, once more: what stood in its way may have been the second.
+    pub fn clear(&mut self, domain: Option<&DomainId>) -> Unwound {
+        let first = self.unwind();
+        let swept = self.sweep(domain, &first);
+        if first.owes_nothing() {
+            return first.and(swept);
         }
+        let done = Unwound { errors: Vec::new(), ..first };
+        done.and(Unwound { errors: Vec::new(), ..swept }).and(self.unwind())
+    }
+
+    /// Undoes what is here under names of ours although no journal knows of it: the state directory was lost, or a
+    /// crash came between forgetting the journal and giving back the lock, or libvirt went on after our death.
+    /// What has to wait for others waits for what `first` could not undo, too.
+    fn sweep(&mut self, domain: Option<&DomainId>, first: &Unwound) -> Unwound {
+        let mut unwound = Unwound::default();
         let undos = match undo::by_name(self.host, &self.names, domain) {
             Ok(undos) => undos,
             Err(error) => return Unwound { errors: vec![error], ..unwound },
         };
         for undo in undos {
-            if undo.patience() == Patience::WaitsForNewer && !unwound.errors.is_empty() {
+            let blocked = !first.owes_nothing() || !unwound.owes_nothing();
+            if undo.patience() == Patience::WaitsForNewer && blocked {
                 continue;
             }
             match undo::undo(self.host, &undo).with_context(|| undo.to_string()) {
@@ -211,6 +312,13 @@ impl<'h> Session<'h> {
         }
         self.host.remove_file(&self.names.lock()).context("give back the lock")?;
         Ok(())
+    }
+
+    /// Ends the session with nothing owed; the lock stays until cleanup or unlock.
+    pub fn keep_lock(mut self) -> Result<()> {
+        self.lock.kept = true;
+        self.lock.view = None;
+        self.host.replace(&self.names.lock(), self.lock.to_text().as_bytes()).context("keep the lock")
     }
 
     fn forget_journal(&mut self) -> Result<()> {

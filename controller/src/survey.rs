@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 
 use crate::core::domain::{Domain, Source};
-use crate::core::facts::{Facts, MountPoint};
+use crate::core::facts::{Facts, MountPoint, Nvram};
 use crate::core::names::Names;
 use crate::host::{Entry, Host, XmlView};
 
@@ -31,7 +31,12 @@ pub fn facts(host: &dyn Host, domain: &Domain, names: &Names) -> Result<Facts> {
         let facts = host.disk(&domain.id, disk).with_context(|| format!("look at disk {}", disk.target))?;
         disks.insert(disk.target.clone(), facts);
     }
+    let nvram = match &domain.nvram {
+        Some(path) if host.entry(path)? != Entry::Absent => Nvram::There,
+        _ => Nvram::None,
+    };
     Ok(Facts {
+        nvram,
         guest: host.guest(&domain.id).context("ask for the guest's state")?,
         disks,
         checkpoints: host.checkpoints(&domain.id).context("list the checkpoints")?,

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use virt_backup::command::{self, Failure, Mounted};
 use virt_backup::core::lock::{BootId, Lock, ProcessId};
@@ -71,6 +72,7 @@ fn put_lock(world: &Shared, vm: &str, worker: u32, view: Option<u32>) {
         boot: BootId("boot 0".to_owned()),
         worker: process(worker),
         view: view.map(process),
+        kept: false,
     };
     put_file(world, &format!("/b/{vm}.lock"), &lock.to_text());
 }
@@ -177,13 +179,13 @@ fn the_lock_and_the_journal_stay_with_the_view_and_name_its_daemon() {
 fn an_interrupted_job_is_taken_back_at_whatever_step() {
     for after in 0..12 {
         let world = running();
-        let asked = std::cell::Cell::new(0);
-        let interrupted = || asked.replace(asked.get() + 1) == after;
+        let asked = AtomicUsize::new(0);
+        let interrupted = || asked.fetch_add(1, Ordering::Relaxed) == after;
         let outcome = process(&world, |host| {
             command::chunkmount(host, &places(), "mail01", &options(), JobLimit::Unlimited, &interrupted)
         });
         let Err(failure) = outcome else {
-            assert!(after >= asked.get(), "every step asks");
+            assert!(after >= asked.load(Ordering::Relaxed), "every step asks");
             return;
         };
         assert_eq!(failure.exit_status, 1, "{failure}");
@@ -281,7 +283,7 @@ fn a_guest_that_powered_off_under_its_view_is_cleaned_up_and_says_what_waits() {
         unwound.notes
     );
     assert_eq!(files(&world), [""; 0]);
-    world::power_on(&mut world.borrow_mut());
+    world.borrow_mut().guests.values_mut().for_each(|guest| guest.power = Power::On);
     chunkmount(&world).unwrap();
     cleanup(&world).unwrap();
     assert_eq!(our_checkpoints(&world.borrow()).len(), 1);

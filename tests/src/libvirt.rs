@@ -5,6 +5,7 @@
 mod device;
 mod guest;
 mod lab;
+mod storage;
 mod monitor;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::process::{Command, Stdio};
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran};
 pub use monitor::Monitor;
+pub use storage::OwnFileSystem;
 
 /// Set inside.
 const INSIDE: &str = "TEST_HAS_ITS_OWN_LIBVIRT";

@@ -79,3 +79,31 @@ fn check_page(name: &str) {
 fn fuse_examples_of_semantics_do_what_they_say() {
     check_page("semantics.md");
 }
+
+/// The files of a directory, with all below it.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn pages_of_backup_tools_show_the_files_that_the_tests_run() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let (mut linked, mut shown) = (String::new(), 0);
+    for page in files_below(&docs.join("operations")) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for part in text.split("<!-- examples/").skip(1) {
+            let (name, rest) = part.split_once(" -->\n```").unwrap();
+            let body = rest.split_once('\n').unwrap().1.split_once("```\n").unwrap().0;
+            let file = std::fs::read_to_string(docs.join("examples").join(name)).unwrap();
+            assert_eq!(body, file, "{}: {name}", page.display());
+            shown += 1;
+        }
+        linked += &text;
+    }
+    assert!(shown >= 10, "{shown} files are shown");
+    for file in files_below(&docs.join("examples")) {
+        let name = file.strip_prefix(&docs).unwrap().to_str().unwrap();
+        assert!(linked.contains(&format!("](../{name})")), "no page links to {name}");
+    }
+}

@@ -62,6 +62,37 @@ fn root_16_tib_are_ready_within_a_second_and_any_leaf_is_listed_at_once() {
 }
 
 #[test]
+fn root_rsync_of_the_files_that_the_index_names_needs_no_walk_through_4_million_chunks() {
+    let (home, name) = with_xfs("files-from");
+    let image = Image::sparse(&home.path(&name), TIB);
+    home.mount(&format!("--name vda --index i {name}"));
+    let stamp = home.status("mnt")["stamp"].as_i64().unwrap();
+    home.unmount();
+    let changed = [0, 999_999, TIB / CHUNK - 1];
+    changed.iter().for_each(|chunk| image.write(chunk * CHUNK + 9, &noise(*chunk, 100)));
+    home.mount(&format!("--name vda --index i {name}"));
+    let begun = Instant::now();
+    home.sh(&format!("chunkfs index diff i --since @{stamp} --format=view-files >list")).ok();
+    home.run("rsync -a --files-from=list mnt/ copy/").ok();
+    let took = begun.elapsed();
+    let files = home.sh("cd copy && find . -type f | LC_ALL=C sort").ok();
+    let expected = changed.iter().map(|number| {
+        let path = chunk(*number);
+        (format!("./vda.b3/{}\n", &path[..20]), format!("./vda/{path}\n"))
+    });
+    let (digests, chunks): (String, String) = expected.unzip();
+    assert_eq!(files, digests + &chunks);
+    for number in changed {
+        let path = home.path("copy/vda").join(chunk(number));
+        assert!(std::fs::read(path).unwrap() == image.read(number * CHUNK, CHUNK as usize), "{number}");
+    }
+    assert_eq!(home.status("mnt")["chunks_read"], 3);
+    // To walk through them takes 16 seconds and more.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    eprintln!("rsync --files-from over {} chunks, 3 changed: {took:?}", TIB / CHUNK);
+}
+
+#[test]
 fn root_memory_stays_below_64_mib_however_much_is_walked() {
     let (home, name) = with_xfs("memory");
     let image = Image::sparse(&home.path(&name), 16 * TIB);

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tests::libvirt::{Disk, Guest, Lab, virsh, with_libvirt};
+use tests::libvirt::{Disk, Guest, Lab, OwnFileSystem, virsh, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
@@ -47,34 +47,115 @@ fn recover(lab: &Lab, guest: &mut Guest, story: &str) {
     guest.assert_content();
 }
 
+/// A job is killed after the first line of its journal, then one after the second, and so on to one that ends by itself.
+fn kill_after_any_line(lab: &Lab, words: &[&str]) {
+    let mut guest = backed_up(lab);
+    let journal = lab.state.join("mail01/journal");
+    let words: Vec<_> = ["chunkmount", "mail01"].iter().chain(words).copied().collect();
+    for lines in 0.. {
+        let mut child = lab.spawn(&words);
+        let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+        let ended = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if written() >= lines {
+                break None;
+            }
+        };
+        if let Some(status) = ended {
+            assert!(status.success());
+            println!("killed after each of {lines} lines");
+            assert!(lines > 15, "a journal has more than {lines} lines");
+            recover(lab, &mut guest, "a job that was not killed");
+            return;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        recover(lab, &mut guest, &format!("a kill at line {lines}"));
+    }
+}
+
 #[test]
 fn libvirt_virt_backup_may_be_killed_after_any_line_of_its_journal() {
     with_libvirt("libvirt_virt_backup_may_be_killed_after_any_line_of_its_journal", |lab| {
+        kill_after_any_line(lab, &[]);
+    });
+}
+
+#[test]
+fn libvirt_external_may_be_killed_after_any_line_of_its_journal() {
+    with_libvirt("libvirt_external_may_be_killed_after_any_line_of_its_journal", |lab| {
+        kill_after_any_line(lab, &["--method=external"]);
+    });
+}
+
+#[test]
+fn libvirt_reflink_may_be_killed_after_any_line_of_its_journal() {
+    with_libvirt("libvirt_reflink_may_be_killed_after_any_line_of_its_journal", |lab| {
+        let _images = OwnFileSystem::mount(lab, "xfs", "512M");
+        kill_after_any_line(lab, &["--method=reflink"]);
+    });
+}
+
+/// QEMU and libvirt are gone, and the guest is on its overlays; it is off when they are merged.
+#[test]
+fn libvirt_overlays_are_merged_when_qemu_was_killed() {
+    with_libvirt("libvirt_overlays_are_merged_when_qemu_was_killed", |lab| {
         let mut guest = backed_up(lab);
-        let journal = lab.state.join("mail01/journal");
-        for lines in 0.. {
-            let mut child = lab.spawn(&["chunkmount", "mail01"]);
-            let written =
-                || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
-            let ended = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break Some(status);
-                }
-                if written() >= lines {
-                    break None;
-                }
-            };
-            if let Some(status) = ended {
-                assert!(status.success());
-                println!("killed after each of {lines} lines");
-                assert!(lines > 20, "a journal has more than {lines} lines");
-                recover(lab, &mut guest, "a job that was not killed");
-                return;
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
-            recover(lab, &mut guest, &format!("a kill at line {lines}"));
-        }
+        let definition = virsh_ok(&["dumpxml", "--inactive", "mail01"]);
+        lab.run(&["chunkmount", "mail01", "--method=external"]).ok();
+        let then = guest.content.clone();
+        guest.write_chunks(0, 7, [1, 9, 30]);
+        guest.write_chunks(1, 7, [9]);
+        guest.flush();
+        lab.rsync("mail01");
+        lab.assert_restored("mail01", &then);
+        kill(pid_of("/run/libvirt/qemu/mail01.pid"));
+        guest.wait_until_off();
+        assert!(
+            virsh_ok(&["dumpxml", "--inactive", "mail01"]).contains(".virt-backup-"),
+            "it is on overlays"
+        );
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+        assert_eq!(virsh_ok(&["dumpxml", "--inactive", "mail01"]), definition);
+        guest.assert_content();
+        guest.start();
+        recover(lab, &mut guest, "QEMU was killed over overlays");
+    });
+}
+
+/// A merge that fails keeps every write of the guest, says so with status 3, and is made good by a later cleanup.
+#[test]
+fn libvirt_a_merge_into_a_full_file_system_keeps_the_overlay_until_there_is_room() {
+    with_libvirt("libvirt_a_merge_into_a_full_file_system_keeps_the_overlay_until_there_is_room", |lab| {
+        let images = OwnFileSystem::mount(lab, "ext4", "96M");
+        let mut guest = lab.guest("mail01", &[Disk { format: "qcow2", mib: 32 }]);
+        guest.write(0, 1, 0, 4 << 20);
+        let shape = guest.shape();
+        lab.run(&["chunkmount", "mail01", "--method=external"]).ok();
+        // The overlay has room for these; the image, once the rest is taken, has not.
+        guest.write(0, 5, 8 << 20, 16 << 20);
+        guest.flush();
+        let filler = lab.path("images/filler");
+        let fill = format!("cat /dev/zero > '{}' 2>/dev/null; sync", filler.display());
+        drop(Command::new("sh").args(["-c", &fill]).status().unwrap());
+        let failed = lab.run(&["cleanup", "mail01"]);
+        assert_eq!(failed.status, 3, "{failed:?}");
+        assert!(failed.stderr.contains("with all the guest has written"), "{failed:?}");
+        assert!(
+            virsh_ok(&["dumpxml", "mail01"]).contains(".virt-backup-"),
+            "the guest goes on with the overlay"
+        );
+        assert_eq!(lab.run(&["cleanup", "mail01"]).status, 3, "as often as one likes");
+        fs::remove_file(filler).unwrap();
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+        assert_eq!(guest.shape(), shape);
+        guest.assert_content();
+        guest.power_off();
+        drop(images);
     });
 }
 

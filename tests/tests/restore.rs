@@ -266,6 +266,14 @@ fn fuse_an_index_tells_what_has_changed() {
     assert_eq!(json["changed"][1]["chunk"], 70);
     assert_eq!(json["changed"][1]["offset"], 70 * CHUNK);
     home.run("chunkfs index diff --since 9 i").failed(2, &["--since 9", "1 to 2"]);
+    home.run("chunkfs index diff --since yesterday i").failed(2, &["yesterday", "@SECONDS"]);
+    let first = status["stamp"].as_i64().unwrap() - 1;
+    assert_eq!(home.run(&format!("chunkfs index diff --since @{first} --format files-from i")).ok(), files);
+    assert_eq!(home.run(&format!("chunkfs index diff --since @{} i", first + 1)).ok(), "");
+    assert_eq!(
+        home.run("chunkfs index diff --format view-files i").ok(),
+        format!("vda/{}\nvda/{}\nvda.b3/00/00/00/00/00/00/00\n", chunk(3), chunk(70))
+    );
     home.run("chunkfs index diff --disk vdb i").failed(1, &["no disk \"vdb\"", "vda"]);
     let shown = home.run("chunkfs index show i").ok();
     assert!(shown.starts_with("disk vda: slot 1, 20971520 bytes, 80 chunks of 262144: 80 known, 63 of them zero; 0 to be compared\n"), "{shown}");

@@ -1,6 +1,7 @@
 //! `chunkfs index`: what an index knows, whether it is whole, and what has changed.
 
-use crate::cli::{DiffFormat, Index as IndexArgs};
+use crate::cli::{DiffFormat, Index as IndexArgs, Since};
+use crate::core::geometry::LeafIndex;
 use crate::core::layout::Node;
 use crate::core::stamp::Stamp;
 use crate::error::{CommandError, Status};
@@ -13,6 +14,9 @@ pub(super) fn run(args: IndexArgs) -> Result<Status, CommandError> {
     match args {
         IndexArgs::Show { index, json } => print_summary(&open(&index)?.summary()?, json),
         IndexArgs::Check { index, json } => print_summary(&open(&index)?.check()?, json),
+        IndexArgs::Diff { index, disk, since, format: DiffFormat::ViewFiles } => {
+            view_files(&open(&index)?, disk, since)
+        }
         IndexArgs::Diff { index, disk, since, format } => {
             diff(&open(&index)?, disk.as_deref(), since, format)
         }
@@ -65,7 +69,7 @@ fn print_text(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 fn diff(
     index: &Index,
     disk: Option<&str>,
-    since: Option<u64>,
+    since: Option<Since>,
     format: DiffFormat,
 ) -> Result<(), CommandError> {
     let (disk, geometry) = index.disk_named(disk)?;
@@ -77,7 +81,7 @@ fn diff(
         let path = Node::of_chunk(chunk.chunk).path();
         let line = match format {
             DiffFormat::Json => return listed.push(chunk),
-            DiffFormat::FilesFrom => writeln!(out, "{path}"),
+            DiffFormat::FilesFrom | DiffFormat::ViewFiles => writeln!(out, "{path}"),
             DiffFormat::Text => {
                 let mark = if chunk.pending { " not compared" } else { "" };
                 writeln!(out, "{} {} {path}{mark}", chunk.range.start, chunk.range.len())
@@ -96,6 +100,30 @@ fn diff(
     failed.and_then(|()| out.flush()).map_err(CommandError::io("printing"))
 }
 
+/// The changed chunks as a view shows them, each leaf's before the file of its digests.
+fn view_files(index: &Index, disk: Option<String>, since: Option<Since>) -> Result<(), CommandError> {
+    let disks = match disk {
+        Some(disk) => vec![index.disk_named(Some(&disk))?.0],
+        None => index.points()?.into_iter().map(|point| point.name).collect(),
+    };
+    let since = stamp_of(index, since)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut failed = Ok(());
+    for disk in disks {
+        let mut last: Option<LeafIndex> = None;
+        let digests = |leaf: LeafIndex| format!("{disk}.b3/{}\n", Node::of_leaf(leaf).path());
+        index.changed_since(&disk, since, |changed| {
+            let left = last.replace(changed.chunk.leaf()).filter(|leaf| *leaf != changed.chunk.leaf());
+            let lines = left.map(digests).unwrap_or_default();
+            let line = write!(out, "{lines}{disk}/{}\n", Node::of_chunk(changed.chunk).path());
+            failed = std::mem::replace(&mut failed, Ok(())).and(line);
+        })?;
+        let line = out.write_all(last.map(digests).unwrap_or_default().as_bytes());
+        failed = failed.and(line);
+    }
+    failed.and_then(|()| out.flush()).map_err(CommandError::io("printing"))
+}
+
 fn json_of(changed: &Changed) -> serde_json::Value {
     json!({
         "chunk": changed.chunk.0, "offset": changed.range.start, "length": changed.range.len(),
@@ -103,14 +131,15 @@ fn json_of(changed: &Changed) -> serde_json::Value {
     })
 }
 
-/// The stamp from which on chunks are new: that of the generation asked for, or of the last but one.
-fn stamp_of(index: &Index, since: Option<u64>) -> Result<Stamp, CommandError> {
+/// Chunks with a later stamp have changed: that of the generation asked for, or of the last but one.
+fn stamp_of(index: &Index, since: Option<Since>) -> Result<Stamp, CommandError> {
     let generations = index.generations()?;
     match since {
         None if generations.len() < 2 => Ok(Stamp(i64::MIN)),
         None => Ok(generations[generations.len() - 2].stamp),
-        Some(0) => Ok(Stamp(i64::MIN)),
-        Some(number) => {
+        Some(Since::Stamp(secs)) => Ok(Stamp(secs)),
+        Some(Since::Generation(0)) => Ok(Stamp(i64::MIN)),
+        Some(Since::Generation(number)) => {
             let found = generations.iter().find(|generation| generation.number.0 == number);
             found.map(|generation| generation.stamp).ok_or_else(|| {
                 let (first, last) = (generations.first(), generations.last());

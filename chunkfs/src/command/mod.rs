@@ -31,6 +31,7 @@ pub fn run(cli: Cli) -> Result<Status, CommandError> {
         Command::Status(args) => umount::status(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Man { directory } => man::run(&directory),
+        Command::Completions { directory } => man::completions(&directory),
     }
 }
 

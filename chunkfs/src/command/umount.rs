@@ -70,11 +70,13 @@ fn text_of(status: &serde_json::Value) -> String {
         format!("{}: process {}, stamp {}\n", show(&status["mount_point"]), status["pid"], status["stamp"]);
     for disk in status["disks"].as_array().into_iter().flatten() {
         text += &format!(
-            "  {}: {} bytes, {} chunks of {}\n",
+            "  {}: {} bytes, {} chunks of {}; {}{} of them read\n",
             show(&disk["name"]),
             disk["length"],
             disk["chunks"],
-            disk["chunk_size"]
+            disk["chunk_size"],
+            if disk["read"]["exact"] == false { "at least " } else { "" },
+            disk["read"]["chunks"]
         );
     }
     text += &format!(

@@ -3,6 +3,7 @@
 
 use super::points::MountPoint;
 use crate::resolve::Progress;
+use crate::view::ChunksRead;
 use serde::{Deserialize, Serialize};
 use std::fs::DirBuilder;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -42,6 +43,12 @@ pub struct Status {
     pub generation: Option<u64>,
     pub stamp: i64,
     pub disks: Vec<DiskStatus>,
+    /// Of all disks.
+    pub chunks: u64,
+    /// The distinct chunks, of all disks, that somebody has read of since the view was mounted.
+    pub chunks_read: u64,
+    /// `false`: more than `chunks_read`.
+    pub chunks_read_exact: bool,
     pub reads: u64,
     pub bytes_read: u64,
     pub read_errors: u64,
@@ -57,6 +64,8 @@ pub struct DiskStatus {
     pub length: u64,
     pub chunk_size: u64,
     pub chunks: u64,
+    /// Those that somebody has read of since the view was mounted.
+    pub read: ChunksRead,
     /// How its changes are found; `null` without an index.
     pub tracking: Option<crate::index::Tracking>,
 }

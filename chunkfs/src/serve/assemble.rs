@@ -11,7 +11,7 @@ use crate::mount::control::DiskStatus;
 use crate::mount::session;
 use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
-use crate::view::{Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
+use crate::view::{ChunksRead, Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -144,6 +144,7 @@ fn status_of(name: &str, geometry: &Geometry, tracking: Option<Tracking>) -> Dis
         length: geometry.image_len().bytes(),
         chunk_size: geometry.chunk_size().bytes(),
         chunks: geometry.chunk_count(),
+        read: ChunksRead { chunks: 0, exact: true },
         tracking,
     }
 }

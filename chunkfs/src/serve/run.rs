@@ -10,7 +10,7 @@ use crate::mount::daemon::{self, Report};
 use crate::mount::points;
 use crate::mount::session::{self, MountOptions, Mounted, SessionError, Unmounting};
 use crate::source::Source;
-use crate::view::{Owner, View};
+use crate::view::{Owner, Reads, View};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,8 @@ pub fn serve_view(spec: &ViewSpec, serving: &Serving) -> Result<(), CommandError
     wait_for_clock(stamp);
     let room = spec.room.clone().map(room::watch).transpose();
     let room = room.map_err(CommandError::io("watching the free space"))?;
-    let facts = Facts { stamp, disks, sources, room, indexed: indexed.as_ref() };
+    let reads = Some(Arc::clone(view.reads()));
+    let facts = Facts { stamp, disks, reads, sources, room, indexed: indexed.as_ref() };
     let served = match spec.make_point {
         true => with_point(&point, || serve(view, &point, serving, &facts)),
         false => serve(view, &point, serving, &facts),
@@ -124,6 +125,7 @@ fn wait_for_clock(stamp: Stamp) {
 struct Facts<'a> {
     stamp: Stamp,
     disks: Vec<DiskStatus>,
+    reads: Option<Arc<Reads>>,
     sources: Vec<Arc<dyn Source>>,
     room: Option<room::Alarm>,
     indexed: Option<&'a Indexed>,
@@ -131,7 +133,15 @@ struct Facts<'a> {
 
 impl Facts<'_> {
     fn without_disks(stamp: Stamp) -> Self {
-        Facts { stamp, disks: Vec::new(), sources: Vec::new(), room: None, indexed: None }
+        Facts { stamp, disks: Vec::new(), reads: None, sources: Vec::new(), room: None, indexed: None }
+    }
+
+    fn disks_now(&self) -> Vec<DiskStatus> {
+        let mut disks = self.disks.clone();
+        for (place, disk) in disks.iter_mut().enumerate() {
+            disk.read = self.reads.as_ref().map_or(disk.read, |reads| reads.of(place));
+        }
+        disks
     }
 
     fn troubles(&self) -> Vec<String> {
@@ -246,13 +256,17 @@ fn answer(mut stream: UnixStream, mounted: &Mounted, facts: &Facts<'_>) -> Optio
 
 fn status(mounted: &Mounted, facts: &Facts<'_>) -> control::Status {
     let counters = &mounted.counters;
+    let disks = facts.disks_now();
     control::Status {
         pid: std::process::id(),
         mount_point: mounted.point.path.display().to_string(),
         source: mounted.point.source.clone(),
         generation: facts.indexed.map(|indexed| indexed.generation.0),
         stamp: facts.stamp.0,
-        disks: facts.disks.clone(),
+        chunks: disks.iter().map(|disk| disk.chunks).sum(),
+        chunks_read: disks.iter().map(|disk| disk.read.chunks).sum(),
+        chunks_read_exact: disks.iter().all(|disk| disk.read.exact),
+        disks,
         reads: counters.reads.load(Ordering::Relaxed),
         bytes_read: counters.bytes_read.load(Ordering::Relaxed),
         read_errors: counters.read_errors.load(Ordering::Relaxed),

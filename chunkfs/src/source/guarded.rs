@@ -15,7 +15,9 @@ use std::sync::{Arc, OnceLock};
 #[serde(deny_unknown_fields)]
 pub struct FileState {
     pub path: PathBuf,
-    pub identity: Identity,
+    /// `None`: as it is when the source is opened.
+    #[serde(default)]
+    pub identity: Option<Identity>,
 }
 
 /// See above.
@@ -42,7 +44,15 @@ impl GuardedSource {
                 let why = format!("{} cannot be watched: {error}", state.path.display());
                 SourceError::Invalid { what: inner.describe(), why }
             })?;
-            Ok(Guarded { path: state.path.clone(), file, identity: state.identity })
+            let now = rustix::fs::fstat(&file).map(|stat| identity_of(&stat));
+            let identity = match (state.identity, now) {
+                (Some(identity), _) | (None, Ok(identity)) => identity,
+                (None, Err(error)) => {
+                    let why = format!("{} cannot be watched: {error}", state.path.display());
+                    return Err(SourceError::Invalid { what: inner.describe(), why });
+                }
+            };
+            Ok(Guarded { path: state.path.clone(), file, identity })
         };
         let files = files.iter().map(open).collect::<Result<Vec<_>, SourceError>>()?;
         let guarded = GuardedSource { inner: Arc::clone(&inner), files, broken: OnceLock::new() };
@@ -103,7 +113,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[1; 4096]).unwrap();
         let identity = ImageSource::open(file.path()).unwrap().identity().unwrap();
-        let states = [FileState { path: file.path().to_owned(), identity }];
+        let states = [FileState { path: file.path().to_owned(), identity: Some(identity) }];
         let guard = || GuardedSource::new(Arc::new(MemorySource::new(vec![7; 4096])), &states);
         let guarded = guard().unwrap();
         guarded.read_at(0, &mut [0; 16]).unwrap();

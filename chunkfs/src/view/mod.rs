@@ -3,10 +3,12 @@
 
 mod disk;
 mod joined;
+mod reads;
 mod whole;
 
 pub use disk::{Disk, Stamps};
 pub use joined::JoinedImage;
+pub use reads::{ChunksRead, Reads};
 pub use whole::{Layout, LayoutError, Owner, PlainFile, WholeView, check_names};
 
 use crate::core::layout::{DiskSlot, Inode};

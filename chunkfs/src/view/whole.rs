@@ -2,6 +2,7 @@
 //! Finds who answers for an inode; what a disk shows is the disk's job.
 
 use super::disk::{DIRECTORY_SIZE, Disk, NodeFacts};
+use super::reads::Reads;
 use super::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError, Wait};
 use crate::core::layout::{DiskSlot, FileNumber, Inode, Node, Target, Tree};
 use crate::core::stamp::Stamp;
@@ -52,6 +53,7 @@ pub struct WholeView {
     layout: Layout,
     owner: Owner,
     resolver: Option<Arc<Resolver>>,
+    reads: Arc<Reads>,
     /// What stands at a named root, in this order.
     root: Vec<(String, Target)>,
 }
@@ -110,11 +112,22 @@ impl WholeView {
             disks.iter().map(|disk| disk.name.as_str()),
             files.iter().map(|file| file.name.as_str()),
         )?;
-        Ok(WholeView { disks, files, layout, owner, resolver, root })
+        let reads = Arc::new(Reads::new(disks.iter().map(Disk::geometry)));
+        Ok(WholeView { disks, files, layout, owner, resolver, reads, root })
+    }
+
+    /// Which chunks were read, of the disks in the order in which they were given.
+    pub fn reads(&self) -> &Arc<Reads> {
+        &self.reads
     }
 
     fn disk(&self, slot: DiskSlot) -> Result<&Disk, ViewError> {
-        self.disks.iter().find(|disk| disk.slot == slot).ok_or(ViewError::NoEntry)
+        Ok(self.placed_disk(slot)?.1)
+    }
+
+    /// A disk and its place among the disks.
+    fn placed_disk(&self, slot: DiskSlot) -> Result<(usize, &Disk), ViewError> {
+        self.disks.iter().enumerate().find(|(_, disk)| disk.slot == slot).ok_or(ViewError::NoEntry)
     }
 
     fn file(&self, number: FileNumber) -> Result<&PlainFile, ViewError> {
@@ -299,7 +312,14 @@ impl View for WholeView {
     fn read(&self, file: Inode, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
         match self.target(file)? {
             Target::MountRoot => Err(ViewError::IsDirectory),
-            Target::Node(slot, tree, node) => self.disk(slot)?.read(tree, node, offset, buffer),
+            Target::Node(slot, tree, node) => {
+                let (place, disk) = self.placed_disk(slot)?;
+                let count = disk.read(tree, node, offset, buffer)?;
+                if let (Tree::Chunks, Some(chunk), 1..) = (tree, node.chunk(), count) {
+                    self.reads.note(place, chunk);
+                }
+                Ok(count)
+            }
             Target::File(number) => {
                 let source = &self.file(number)?.source;
                 let left = source.len().bytes().saturating_sub(offset);
@@ -320,7 +340,12 @@ impl View for WholeView {
         match self.target(file)? {
             Target::Node(slot, Tree::Chunks, node) if node.chunk().is_some() => {
                 let chunk = node.chunk().expect("the guard has seen one");
-                self.disk(slot)?.read_chunk_into(chunk, offset, size, buffer)
+                let (place, disk) = self.placed_disk(slot)?;
+                let lent = disk.read_chunk_into(chunk, offset, size, buffer)?;
+                if lent.is_some() || !buffer.is_empty() {
+                    self.reads.note(place, chunk);
+                }
+                Ok(lent)
             }
             _ => {
                 buffer.resize(size, 0);

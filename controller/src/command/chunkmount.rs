@@ -6,9 +6,9 @@ use anyhow::anyhow;
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Chunkmount, JobLimit};
-use crate::core::plan::{self, Case, Plan};
+use crate::core::plan::{self, Case, Plan, Purpose};
 use crate::host::{Entry, Host};
-use crate::session::{Session, Unwound};
+use crate::session::{Interrupted, Session, Unwound};
 use crate::survey;
 
 use super::Failure;
@@ -29,18 +29,22 @@ pub fn chunkmount(
     vm: &str,
     options: &Chunkmount,
     limit: JobLimit,
-    interrupted: &dyn Fn() -> bool,
+    interrupted: &Interrupted<'_>,
 ) -> Result<Mounted, Failure> {
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
     check_backup_dir(host, &names)?;
     let mut session = Session::open(host, &names, limit)?;
     // A hook that was never followed by its counterpart: its leftovers go first.
-    let cleared = session.unwind();
-    let cleared = cleared.and(session.sweep(Some(&domain.id)));
+    let cleared = session.clear(Some(&domain.id));
     if !cleared.owes_nothing() {
         return Err(Failure::owing(&cleared));
     }
+    // What was unwound may have changed it: its disks may have been on overlays.
+    let domain = match survey::domain(host, domain.id.uuid.as_str()) {
+        Ok(domain) => domain,
+        Err(error) => return Err(give_back(session, error.into())),
+    };
     let outcome = decide(host, &domain, &names, session.job(), options)
         .and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
     match outcome {
@@ -50,7 +54,7 @@ pub fn chunkmount(
 }
 
 /// Made by whoever set this up, never by us: a missing file system must not be taken for an empty directory.
-fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
+pub(super) fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
     let dir = names.backup_dir();
     match host.entry(dir)? {
         Entry::Directory => Ok(()),
@@ -78,12 +82,13 @@ fn decide(
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
     let facts = survey::facts(host, domain, names)?;
-    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job };
+    let purpose = Purpose::View;
+    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
 }
 
 /// The lock goes with the last debt, and stays with any other.
-fn give_back(session: Session<'_>, failure: Failure) -> Failure {
+pub(super) fn give_back(session: Session<'_>, failure: Failure) -> Failure {
     if failure.exit_status == 3 {
         return failure;
     }

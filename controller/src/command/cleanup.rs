@@ -2,8 +2,7 @@
 //! Harmless where nothing is left, and as often as one likes.
 
 use crate::core::names::{Names, Places, VmName};
-use crate::core::options::JobLimit;
-use crate::host::{Entry, Host};
+use crate::host::{Entry, Host, Removal};
 use crate::session::{Session, Unwound};
 use crate::survey;
 
@@ -37,11 +36,13 @@ pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fa
     {
         return Err(Failure { exit_status: 1, story: format!("{error:#}") });
     }
-    let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
-    let mut unwound = session.unwind();
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    let mut session = Session::open_to_clean_up(host, &names)?;
+    let mut unwound = session.clear(domain.as_ref());
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
+    }
+    if super::dump::forget_dump(host, &names)? == Removal::Removed {
+        unwound.done.push("remove the dump".to_owned());
     }
     unwound
         .notes

@@ -2,7 +2,6 @@
 //! Leftovers of a job go first, as in cleanup.
 
 use crate::core::names::Places;
-use crate::core::options::JobLimit;
 use crate::host::Host;
 use crate::session::{Session, Unwound};
 use crate::survey;
@@ -15,15 +14,14 @@ pub fn forget(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fai
     let name = super::name_of(host, vm)?;
     let domain = survey::domain(host, vm).ok().map(|domain| domain.id);
     let names = Names::new(places, &name);
-    let mut session = Session::open(host, &names, JobLimit::Unlimited)?;
-    let mut unwound = session.unwind();
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    let mut session = Session::open_to_clean_up(host, &names)?;
+    let mut unwound = session.clear(domain.as_ref());
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
     }
     remove_index(host, &names)?;
     // What no index names any more are now all checkpoints of ours.
-    unwound = unwound.and(session.sweep(domain.as_ref()));
+    unwound = unwound.and(session.clear(domain.as_ref()));
     if !unwound.owes_nothing() {
         return Err(Failure::owing(&unwound));
     }

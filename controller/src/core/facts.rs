@@ -20,8 +20,17 @@ pub struct Facts {
     pub checkpoints: Vec<CheckpointFacts>,
     pub index: BTreeMap<Target, IndexedDisk>,
     pub mount_point: MountPoint,
+    /// Are there UEFI variables where the domain's XML says?
+    pub nvram: Nvram,
     /// What the file system of the scratch files has left.
     pub scratch_free: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nvram {
+    There,
+    /// It has none, or was never started.
+    None,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +38,16 @@ pub struct GuestFacts {
     pub state: GuestState,
     pub definition: Definition,
     pub agent: Agent,
+    pub pull: PullSupport,
     /// A backup job that runs already. After the leftovers are cleared it can only be somebody else's.
     pub backup_job: Option<BackupJob>,
+}
+
+/// Are libvirt and QEMU new enough for pull-mode backups?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PullSupport {
+    Yes,
+    No { why: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +96,14 @@ pub struct DiskFacts {
     pub bitmaps: BitmapSupport,
     /// The disk's own image first, then those below it; what can be reached as a path on this host.
     pub chain: Chain,
+    pub reflink: Reflink,
+}
+
+/// Can the disk's image be cloned by sharing its blocks?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reflink {
+    Possible,
+    Impossible { why: String },
 }
 
 /// Can this image keep a persistent dirty bitmap?

@@ -39,6 +39,9 @@ pub struct Lock {
     pub worker: ProcessId,
     /// The daemon of the view, once it is ready.
     pub view: Option<ProcessId>,
+    /// By `--keep-lock`, after the work was done.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 /// What a lock file means.
@@ -49,6 +52,8 @@ pub enum Holder {
     Working(Lock),
     /// The work is done and the view is up: what a cleanup waits for.
     Showing(Lock),
+    /// A dump is done and waits to be backed up: nobody else begins.
+    Kept(Lock),
     /// Whoever took it is gone, without cleanup.
     Dead(Lock),
     /// Not written by this program, which always puts locks in place whole.
@@ -81,6 +86,7 @@ pub fn holder<E>(
         return Ok(Holder::Working(lock));
     }
     match &lock.view {
+        _ if lock.kept => Ok(Holder::Kept(lock)),
         Some(view) if lives(view)? => Ok(Holder::Showing(lock)),
         _ => Ok(Holder::Dead(lock)),
     }
@@ -91,7 +97,7 @@ impl Holder {
     pub fn is_live_job(&self) -> bool {
         match self {
             Holder::Working(_) | Holder::Showing(_) => true,
-            Holder::Nobody | Holder::Dead(_) | Holder::Foreign => false,
+            Holder::Nobody | Holder::Kept(_) | Holder::Dead(_) | Holder::Foreign => false,
         }
     }
 }
@@ -108,7 +114,15 @@ mod tests {
 
     fn lock(boot: &str, view: Option<ProcessId>) -> Lock {
         let (vm, job) = (VmName::new("mail01").unwrap(), JobId::from_bits(1));
-        Lock { version: VERSION, vm, job, boot: BootId(boot.to_owned()), worker: process(1), view }
+        Lock {
+            version: VERSION,
+            vm,
+            job,
+            boot: BootId(boot.to_owned()),
+            worker: process(1),
+            view,
+            kept: false,
+        }
     }
 
     #[test]
@@ -120,9 +134,11 @@ mod tests {
         };
         let (working, showing) = (lock("now", None), lock("now", Some(process(2))));
         let before_reboot = lock("before", Some(process(2)));
+        let kept = Lock { kept: true, ..lock("now", None) };
         for (lock, living, expected) in [
             (&working, &[1][..], Holder::Working(working.clone())),
             (&working, &[2], Holder::Dead(working.clone())),
+            (&kept, &[], Holder::Kept(kept.clone())),
             (&showing, &[1, 2], Holder::Working(showing.clone())),
             (&showing, &[2], Holder::Showing(showing.clone())),
             (&showing, &[], Holder::Dead(showing.clone())),

@@ -224,8 +224,13 @@ impl Default for Places {
 /// <state>/<vm>/journal  guard               what is owed; who works on it (kept open, never removed)
 /// <state>/<vm>/index/                       stamps and digests of each disk: the daemon's
 /// <state>/<vm>/view.json  <vm>.xml  <vm>.json   while a job runs: what the daemon is to show
+/// <state>/<vm>/dumped                       which files in B/<vm>/ are of a dump: for cleanup
 /// <state>/<vm>/log                          the daemon's messages
+/// <state>/<vm>/nvram                        while a job runs: the UEFI variables, as of its point in time
+/// <state>/<vm>/state                        while a job with --state runs: the guest's memory
 /// <state>/<vm>/scratch/<target>.qcow2       while a job runs: what QEMU saves before the guest overwrites it
+/// <image>.virt-backup-<job>                 while a job runs by method external: what the guest writes meanwhile
+/// <image>.virt-backup-clone-<job>           while a job runs by method reflink: the image as it was
 /// <state>/.run/<16 digits>/nbd.sock         sockets: a socket's path may have 107 bytes, a VM's name more
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,6 +303,45 @@ impl Names {
         self.home().join(self.shown_about())
     }
 
+    pub fn saved_nvram(&self) -> PathBuf {
+        self.home().join("nvram")
+    }
+
+    /// The name in the view of the UEFI variables.
+    pub fn shown_nvram(&self) -> String {
+        format!("{}.nvram", self.vm)
+    }
+
+    /// The guest's memory, as libvirt saves it.
+    pub fn saved_state(&self) -> PathBuf {
+        self.home().join("state")
+    }
+
+    /// The name of the memory in the view and in a dump.
+    pub fn shown_state(&self) -> String {
+        format!("{}.state", self.vm)
+    }
+
+    /// Where a dump goes: where a view would be.
+    pub fn dump_dir(&self) -> PathBuf {
+        self.mount_point()
+    }
+
+    /// `mail01_vda.img`, `mail01_vda.img.gz`, `mail01_vda.qcow2`
+    pub fn dump_file(&self, target: &Target, extension: &str) -> String {
+        format!("{}_{target}{extension}", self.vm)
+    }
+
+    /// The digests of a dump; written last.
+    pub fn dump_digests(&self) -> String {
+        format!("{}.b3", self.vm)
+    }
+
+    /// Which files in the dump directory are ours.
+    pub fn dump_record(&self) -> PathBuf {
+        self.home().join("dumped")
+    }
+
     pub fn scratch_dir(&self) -> PathBuf {
         self.home().join("scratch")
     }
@@ -344,6 +388,44 @@ impl Names {
     pub fn shown_xml(&self) -> String {
         format!("{}.xml", self.vm)
     }
+}
+
+/// Can this be the name of a file in a directory, and of nothing outside of it?
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+/// What a file is called until it is whole.
+pub fn partial_of(name: &str) -> String {
+    format!("{name}.partial")
+}
+
+const OVERLAY: &str = ".virt-backup-";
+const CLONE: &str = ".virt-backup-clone-";
+
+/// Where the guest writes while its image is read: beside the image, where there is as much room as the guest counts
+/// upon, and where libvirt lets QEMU write.
+pub fn overlay_of(image: &Path, job: &JobId) -> PathBuf {
+    beside(image, OVERLAY, job)
+}
+
+/// Where the clone of an image is: sharing blocks goes within a file system only.
+pub fn clone_of(image: &Path, job: &JobId) -> PathBuf {
+    beside(image, CLONE, job)
+}
+
+/// The image below an overlay, by the overlay's name. None: not an overlay of ours.
+pub fn image_of_overlay(overlay: &Path) -> Option<PathBuf> {
+    let (image, job) = overlay.to_str()?.rsplit_once(OVERLAY)?;
+    JobId::new(job).ok()?;
+    Some(PathBuf::from(image))
+}
+
+fn beside(image: &Path, mark: &str, job: &JobId) -> PathBuf {
+    let mut path = image.as_os_str().to_owned();
+    path.push(mark);
+    path.push(job.as_str());
+    PathBuf::from(path)
 }
 
 /// The index of a VM, in its directory. One for all disks.

@@ -2,12 +2,14 @@
 //! Not the command line itself: `clap` fills these in.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::compression::Compression;
+use super::dumpcmd::DumpCommand;
 use super::names::Target;
 
 /// What `chunkmount` may be told about one VM.
@@ -18,8 +20,66 @@ pub struct Chunkmount {
     pub tracking: Tracking,
     pub exclude: BTreeSet<Target>,
     pub chunk_size: ChunkSize,
+    pub pause: Pause,
+    pub running: Running,
+    pub memory: Memory,
     /// How a program calls us back, up to the subcommand.
     pub own_command: Vec<String>,
+}
+
+/// `--offline`: may the guest stay suspended for as long as the work takes, where nothing else gives a point in time?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    Never,
+    AsLongAsItTakes,
+}
+
+/// `--state`: is the memory saved together with the disks?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    LeftOut,
+    Saved,
+}
+
+/// `--shutdown`: is a running guest shut down first, and started again as soon as its point in time is taken?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Running {
+    Stays,
+    ShutDown { within_secs: u32 },
+}
+
+/// What `dump` and `convert` may be told besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    pub form: DumpForm,
+    /// Bytes a second.
+    pub pace: Option<NonZeroU64>,
+    pub lock: LockAfter,
+}
+
+/// What becomes of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DumpForm {
+    /// `<vm>_vda.img`, with the extension of the compressor.
+    Image(Compression),
+    /// `<vm>_vda.qcow2`
+    Qcow2(Clusters),
+    /// Into the input of a command of the user's.
+    Piped(DumpCommand, Compression),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clusters {
+    Plain,
+    Compressed,
+}
+
+/// `--keep-lock`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockAfter {
+    GivenBack,
+    Kept,
 }
 
 /// `--max-backups`: how many jobs may be alive at once on this host.
@@ -91,6 +151,22 @@ impl ChunkSize {
     }
 }
 
+/// `262144`, `256K`, `256KiB`, `1M`: powers of 1024.
+pub fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return None,
+    };
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    let count: u64 = digits.parse().ok().filter(|_| plain)?;
+    count.checked_mul(1 << shift)
+}
+
 impl FromStr for ChunkSize {
     type Err = OptionError;
 
@@ -98,18 +174,7 @@ impl FromStr for ChunkSize {
     fn from_str(text: &str) -> Result<ChunkSize, OptionError> {
         let wanted = "a chunk size: a multiple of 4096 from 4K to 64M, such as 262144 or 256K";
         let error = || OptionError { text: text.to_owned(), wanted };
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match &text[digits.len()..] {
-            "" | "B" => 0,
-            "K" | "k" | "KiB" => 10,
-            "M" | "m" | "MiB" => 20,
-            "G" | "g" | "GiB" => 30,
-            _ => return Err(error()),
-        };
-        let plain = digits.bytes().all(|b| b.is_ascii_digit());
-        let count: u64 = digits.parse().ok().filter(|_| plain).ok_or_else(error)?;
-        let bytes = count.checked_mul(1 << shift).ok_or_else(error)?;
-        ChunkSize::new(bytes).ok_or_else(error)
+        bytes(text).and_then(ChunkSize::new).ok_or_else(error)
     }
 }
 

@@ -2,23 +2,29 @@
 //! Decides everything and touches nothing; the steps are carried out by `session`.
 
 mod candidates;
+mod choose;
+mod dump;
+mod external;
+mod hold;
 mod offline;
 mod pull;
+mod reflink;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use super::domain::{Disk, Domain, DomainId, LeftOut, Source};
-use super::facts::{DiskFacts, Facts, GuestState, IndexedDisk, MountPoint};
-use super::names::{JobId, Names, Target};
-use super::options::{Chunkmount, MethodChoice, Tracking};
+use super::domain::{Disk, Domain, DomainId, LeftOut};
+use super::facts::{DiskFacts, Facts, IndexedDisk, MountPoint, Nvram};
+use super::names::{CheckpointName, JobId, Names, Target};
+use super::options::{Chunkmount, Tracking};
 use super::point::Point;
-use super::step::{Step, ViewService};
+use super::step::{Step, Undo, ViewService};
 use super::units::Generation;
-use super::viewspec::{self, Method, Room, ShownDisk, ShownFile, ViewSpec};
+use super::viewspec::{self, Consistency, Method, Room, ShownDisk, ShownFile, ViewSpec};
 
 /// All there is to know before deciding.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +36,16 @@ pub struct Case<'a> {
     pub options: &'a Chunkmount,
     pub names: &'a Names,
     pub job: &'a JobId,
+    pub purpose: Purpose,
+}
+
+/// What the point in time is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Chunks whose changes are known: uses and makes checkpoints, as asked.
+    View,
+    /// A copy of everything: leaves checkpoints and index alone.
+    Copy,
 }
 
 /// What will be done, in order.
@@ -73,35 +89,92 @@ struct Wanted<'a> {
     facts: &'a DiskFacts,
 }
 
-/// The plan that shows a VM's disks as chunks under `B/<vm>`.
-pub fn chunkmount(case: Case<'_>) -> Result<Plan, Refusal> {
-    let mut reasons = obstacles(&case);
-    let (wanted, left_out) = choose_disks(&case, &mut reasons);
-    let method = match choose_method(&case) {
-        Ok(method) => method,
-        Err(why) => return refuse(&case, reasons, why),
-    };
-    for disk in &wanted {
-        let why = match method {
-            Method::Pull => pull::obstacle(&case, disk),
-            Method::Offline => offline::obstacle(disk),
-        };
-        reasons.extend(
-            why.into_iter().chain(candidates::obstacle(&case, disk)).map(|why| reason(disk.disk, why)),
-        );
-    }
-    if !reasons.is_empty() {
-        return Err(Refusal { domain: case.domain.id.clone(), reasons });
-    }
-    Ok(match method {
-        Method::Pull => pull::plan(&case, &wanted, left_out),
-        Method::Offline => offline::plan(&case, &wanted, left_out),
-    })
+/// How a method has its point in time.
+struct PointInTime {
+    disks: Vec<ShownDisk>,
+    notes: Vec<String>,
+    room: Option<Room>,
+    /// The checkpoint that this job makes.
+    checkpoint: Option<CheckpointName>,
+    /// What is to be undone after the generation is closed.
+    claims: Vec<Step>,
+    /// From the first step that the guest may notice to sources that can be read.
+    take: Vec<Step>,
+    /// What a disk does not need any more once it has been read.
+    release: BTreeMap<Target, Vec<Undo>>,
 }
 
-fn refuse(case: &Case<'_>, mut reasons: Vec<Reason>, why: String) -> Result<Plan, Refusal> {
+pub use dump::dump;
+
+/// The plan that shows a VM's disks as chunks under `B/<vm>`.
+pub fn chunkmount(case: Case<'_>) -> Result<Plan, Refusal> {
+    let choice = choose::choose(&case)?;
+    let point = point_in_time(&case, &choice);
+    Ok(view(&case, choice, point))
+}
+
+fn point_in_time(case: &Case<'_>, choice: &choose::Choice<'_>) -> PointInTime {
+    match choice.method {
+        Method::Pull => pull::point(case, &choice.wanted),
+        Method::External => external::point(case, &choice.wanted),
+        Method::Reflink => reflink::point(case, &choice.wanted),
+        Method::Offline => offline::point(case, &choice.wanted),
+    }
+}
+
+/// Undone from the last to the first: view, job, generation, what the point in time needs, files, checkpoints.
+fn view(case: &Case<'_>, choice: choose::Choice<'_>, point: PointInTime) -> Plan {
+    let (names, domain) = (case.names, case.domain.id.clone());
+    let generation = next_generation(case);
+    let decision = |disk: &ShownDisk| DiskDecision {
+        target: disk.target.clone(),
+        what: candidates::describe(&disk.candidates),
+    };
+    let decisions = point.disks.iter().map(decision).collect();
+
+    let mut steps = Vec::new();
+    if choice.method == Method::Pull {
+        // Claimed even when this backup makes none: then the one of an earlier backup has to go.
+        let name = point.checkpoint.clone();
+        let name = name.unwrap_or_else(|| CheckpointName::new(&domain.uuid, generation, case.job));
+        steps.push(Step::ClaimCheckpoint { domain: domain.clone(), name, index_dir: names.index_dir() });
+    }
+    steps.extend([
+        Step::MakeDir { path: names.socket_dir() },
+        Step::WriteFile { path: names.saved_xml(), content: case.definition_xml.to_owned() },
+    ]);
+    steps.extend(point.claims);
+    let spec = spec(case, choice.method, point.disks, &choice.left_out, point.room);
+    let frozen = ViewSpec { consistency: Consistency::Frozen, ..spec.clone() }.about_json();
+    steps.extend([
+        Step::WriteFile { path: spec.about.clone(), content: spec.about_json() },
+        Step::WriteSpec { path: names.view_spec(), spec: Box::new(spec.clone()) },
+    ]);
+    let freezes = point.take.iter().any(|step| matches!(step, Step::Freeze { .. }));
+    steps.extend(point.take);
+    steps.extend(copy_nvram(case));
+    if freezes {
+        steps.push(Step::IfFrozen { path: spec.about, content: frozen });
+    }
+    steps.push(Step::StartView(ViewService {
+        spec: names.view_spec(),
+        mount_point: names.mount_point(),
+        mount_source: names.mount_source(),
+    }));
+    let notes = choice.notes.into_iter().chain(point.notes).collect();
+    let (method, left_out) = (choice.method, choice.left_out);
+    Plan { domain, method, generation, disks: decisions, left_out, notes, steps }
+}
+
+/// As they are at the point in time: QEMU goes on writing to the file itself.
+fn copy_nvram(case: &Case<'_>) -> Option<Step> {
+    let from = case.domain.nvram.clone().filter(|_| case.facts.nvram == Nvram::There)?;
+    Some(Step::CopyFile { from, to: case.names.saved_nvram() })
+}
+
+fn refuse(case: &Case<'_>, mut reasons: Vec<Reason>, why: String) -> Refusal {
     reasons.push(Reason { target: None, why });
-    Err(Refusal { domain: case.domain.id.clone(), reasons })
+    Refusal { domain: case.domain.id.clone(), reasons }
 }
 
 fn reason(disk: &Disk, why: String) -> Reason {
@@ -114,9 +187,12 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
     let path = path.display();
     let in_the_way = match &case.facts.mount_point {
         MountPoint::Absent | MountPoint::EmptyDirectory => None,
-        MountPoint::Occupied => {
-            Some(format!("{path} exists and is not empty: the view would hide what is there"))
+        MountPoint::Occupied if case.purpose == Purpose::Copy => {
+            Some(format!("{path} exists, with something in it that is of no dump of ours"))
         }
+        MountPoint::Occupied => Some(format!(
+            "{path} exists and is not empty: the view would hide what is there; if it is a dump, cleanup removes it"
+        )),
         MountPoint::Mounted { source } if *source == case.names.mount_source() => {
             Some(format!("{path} still shows a view of an earlier job: run cleanup"))
         }
@@ -129,63 +205,11 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
     in_the_way.into_iter().chain(job).map(|why| Reason { target: None, why }).collect()
 }
 
-/// Every disk is wanted, left out by name or for having no medium, or a reason to refuse.
-fn choose_disks<'a>(case: &Case<'a>, reasons: &mut Vec<Reason>) -> (Vec<Wanted<'a>>, Vec<LeftOut>) {
-    let mut wanted = Vec::new();
-    let mut left_out = case.domain.left_out.clone();
-    for disk in &case.domain.disks {
-        let what = disk.target.to_string();
-        if case.options.exclude.contains(&disk.target) {
-            left_out.push(LeftOut { what, reason: "excluded by name".to_owned() });
-        } else if disk.source == Source::Nothing {
-            left_out.push(LeftOut { what, reason: "no medium".to_owned() });
-        } else if let Some(facts) = case.facts.disks.get(&disk.target) {
-            wanted.push(Wanted { disk, facts });
-        } else {
-            reasons.push(reason(disk, format!("nothing could be found out about {}", disk.source)));
-        }
-    }
-    if wanted.is_empty() && reasons.is_empty() {
-        reasons.push(Reason { target: None, why: "there is no disk to back up".to_owned() });
-    }
-    (wanted, left_out)
-}
-
-fn choose_method(case: &Case<'_>) -> Result<Method, String> {
-    let state = &case.facts.guest.state;
-    let off = *state == GuestState::ShutOff;
-    if let GuestState::Other(name) = state {
-        return Err(format!("the guest is in the state {name:?}: neither running, paused nor shut off"));
-    }
-    match case.options.method {
-        MethodChoice::Auto => Ok(if off { Method::Offline } else { Method::Pull }),
-        MethodChoice::Pull if off => Err("the guest is shut off: method pull needs it to run".to_owned()),
-        MethodChoice::Pull => Ok(Method::Pull),
-        MethodChoice::Offline if !off => {
-            Err("the guest is not shut off: method offline needs it to be".to_owned())
-        }
-        MethodChoice::Offline => Ok(Method::Offline),
-        MethodChoice::External | MethodChoice::Lvm | MethodChoice::Reflink => {
-            Err(format!("method {:?} is not available yet: use pull or offline", case.options.method)
-                .to_lowercase())
-        }
-    }
-}
-
 /// Larger than every generation that anything of ours remembers.
 fn next_generation(case: &Case<'_>) -> Generation {
     let indexed = case.facts.index.values().map(|disk| disk.generation);
     let left = case.facts.checkpoints.iter().filter_map(|c| candidates::ours(case, &c.name)).map(|(_, g)| g);
     indexed.chain(left).max().unwrap_or(Generation::NONE).next()
-}
-
-/// The steps that every view begins with. The order is the reverse of the order of undoing: the generation is
-/// closed when the job has ended, checkpoints are deleted when it is closed.
-fn opening(case: &Case<'_>) -> Vec<Step> {
-    vec![
-        Step::MakeDir { path: case.names.socket_dir() },
-        Step::WriteFile { path: case.names.saved_xml(), content: case.definition_xml.to_owned() },
-    ]
 }
 
 fn spec(
@@ -194,16 +218,13 @@ fn spec(
     disks: Vec<ShownDisk>,
     left_out: &[LeftOut],
     room: Option<Room>,
-) -> Vec<Step> {
+) -> ViewSpec {
     let names = case.names;
     let mut files = vec![ShownFile { name: names.shown_xml(), from: names.saved_xml() }];
-    files.extend(
-        case.domain
-            .nvram
-            .iter()
-            .map(|path| ShownFile { name: format!("{}.nvram", names.vm()), from: path.clone() }),
-    );
-    let spec = ViewSpec {
+    if case.domain.nvram.is_some() && case.facts.nvram == Nvram::There {
+        files.push(ShownFile { name: names.shown_nvram(), from: names.saved_nvram() });
+    }
+    ViewSpec {
         version: viewspec::VERSION,
         vm: names.vm().clone(),
         uuid: case.domain.id.uuid.clone(),
@@ -211,6 +232,7 @@ fn spec(
         mount_source: names.mount_source(),
         generation: next_generation(case),
         method,
+        consistency: hold::consistency(case, method),
         chunk_size: case.options.chunk_size,
         index_dir: names.index_dir(),
         about: names.saved_about(),
@@ -218,11 +240,7 @@ fn spec(
         disks,
         left_out: left_out.to_vec(),
         room,
-    };
-    vec![
-        Step::WriteFile { path: spec.about.clone(), content: spec.about_json() },
-        Step::WriteSpec { path: names.view_spec(), spec: Box::new(spec) },
-    ]
+    }
 }
 
 /// What the index says that a disk's digests describe.
@@ -230,29 +248,17 @@ fn base(case: &Case<'_>, target: &Target) -> Option<Point> {
     case.facts.index.get(target).and_then(IndexedDisk::point)
 }
 
-fn start_view(case: &Case<'_>) -> Step {
-    Step::StartView(ViewService {
-        spec: case.names.view_spec(),
-        mount_point: case.names.mount_point(),
-        mount_source: case.names.mount_source(),
-    })
-}
-
 /// Does the user let us leave a checkpoint in the domain?
 fn wants_checkpoints(case: &Case<'_>) -> bool {
-    match case.options.tracking {
-        Tracking::Auto | Tracking::Bitmap => true,
-        Tracking::Digest | Tracking::None => false,
+    match (case.purpose, case.options.tracking) {
+        (Purpose::View, Tracking::Auto | Tracking::Bitmap) => true,
+        (Purpose::View, Tracking::Digest | Tracking::None) | (Purpose::Copy, _) => false,
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let method = match self.method {
-            Method::Pull => "pull",
-            Method::Offline => "offline",
-        };
-        writeln!(f, "{}: generation {} by method {method}", self.domain, self.generation)?;
+        writeln!(f, "{}: generation {} by method {}", self.domain, self.generation, self.method)?;
         for disk in &self.disks {
             writeln!(f, "  disk {}: {}", disk.target, disk.what)?;
         }

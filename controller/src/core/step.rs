@@ -2,14 +2,17 @@
 //! Says what is to be done, not how: `session` carries steps out through the host.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::domain::DomainId;
+use super::compression::Compression;
+use super::domain::{DomainId, Format};
 use super::facts::ChainLayer;
 use super::names::{CheckpointName, Target};
-use super::viewspec::ViewSpec;
+use super::options::Clusters;
+use super::viewspec::{Feed, Room, ViewSpec};
 
 /// One effect on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -37,16 +40,107 @@ pub enum Step {
         path: PathBuf,
         spec: Box<ViewSpec>,
     },
+    /// A copy of a small file of the guest's, private to us.
+    CopyFile {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    /// A clone that shares its blocks with the file; the place is claimed.
+    CloneFile {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    /// Nothing is at the overlay's path; an overlay that a later step makes there is merged into its image again.
+    ClaimOverlay {
+        domain: DomainId,
+        overlay: Overlay,
+    },
+    /// One point in time: from then on the guest writes to the overlays, which are claimed.
+    TakeOverlays(OverlayRequest),
     Freeze {
         domain: DomainId,
         need: Need,
+    },
+    /// Writes the file anew if the guest's file systems were frozen as wished.
+    IfFrozen {
+        path: PathBuf,
+        content: String,
+    },
+    /// Of a guest that runs.
+    Suspend {
+        domain: DomainId,
+    },
+    /// Asks the guest to shut itself down, and waits.
+    ShutDown {
+        domain: DomainId,
+        within_secs: u32,
+    },
+    StartSuspended {
+        domain: DomainId,
     },
     BeginBackup(BackupRequest),
     ServeImage(ImageService),
     /// Done when the view is ready for readers.
     StartView(ViewService),
+    /// A directory for files with guest data: nobody else can look into it.
+    MakePrivateDir {
+        path: PathBuf,
+    },
+    /// Reads a disk as of the point in time and writes it where it is to go; the files are claimed.
+    CopyDisk(Box<CopyRequest>),
+    /// Writes down the digests of what was copied and which files are a dump, and owes these files no more.
+    KeepDump(DumpRecord),
+    /// Carries out the undo of an earlier step now if that is possible, and leaves it to the end if not.
+    Release(Undo),
     /// Carries out the undo of an earlier step now, and owes it no more.
     Early(Undo),
+}
+
+/// One disk to be copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CopyRequest {
+    pub target: Target,
+    pub feed: Feed,
+    pub to: CopyTo,
+    /// Bytes a second.
+    pub pace: Option<NonZeroU64>,
+    /// Ends the copy when less is free: the guest comes first.
+    pub room: Option<Room>,
+    /// What the digest stands for in the list of digests.
+    pub digest_of: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyTo {
+    /// The bytes that the guest sees, maybe compressed.
+    Image {
+        dir: PathBuf,
+        name: String,
+        compression: Compression,
+    },
+    Qcow2 {
+        dir: PathBuf,
+        name: String,
+        clusters: Clusters,
+    },
+    /// Into the input of a program.
+    Program {
+        words: Vec<String>,
+        environment: Vec<(String, String)>,
+        compression: Compression,
+    },
+}
+
+/// The files of a dump, all in one directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpRecord {
+    pub dir: PathBuf,
+    pub names: Vec<String>,
+    /// The one of these that gets the digests.
+    pub digests: String,
+    /// Where this is written down.
+    pub record: PathBuf,
 }
 
 /// What a step owes. Every undo may be carried out any number of times, and when the step never happened.
@@ -72,6 +166,20 @@ pub enum Undo {
     },
     Thaw {
         domain: DomainId,
+    },
+    /// Of a guest that we suspended or started suspended.
+    Resume {
+        domain: DomainId,
+    },
+    /// Of a guest that we shut down.
+    Start {
+        domain: DomainId,
+    },
+    /// Merges what the guest wrote to the overlay into its image, lets the guest go on there, and removes the overlay
+    /// once the guest is proven to use the image. Never before.
+    MergeOverlay {
+        domain: DomainId,
+        overlay: Overlay,
     },
     /// Only the job that serves on this socket.
     AbortBackup {
@@ -124,6 +232,27 @@ pub enum DiskTracking {
     Since(CheckpointName),
 }
 
+/// Where a guest writes while its image is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    pub target: Target,
+    /// Always qcow2.
+    pub overlay: PathBuf,
+    pub base: PathBuf,
+    pub base_format: Format,
+}
+
+/// Overlays for all disks, at one point in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OverlayRequest {
+    pub domain: DomainId,
+    pub overlays: Vec<Overlay>,
+    /// Where the memory goes, as of the same point in time. The guest runs on while it is saved.
+    pub memory: Option<PathBuf>,
+    /// Disks of the domain that get none.
+    pub without: Vec<Target>,
+}
+
 /// `qemu-nbd --read-only` for one disk of a guest that is off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageService {
@@ -157,13 +286,26 @@ impl Step {
             Step::MakeDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::WriteFile { path, .. } => Undo::RemoveFile { path: path.clone() },
             Step::WriteSpec { path, .. } => Undo::CloseGeneration { spec: path.clone() },
+            Step::CopyFile { to, .. } => Undo::RemoveFile { path: to.clone() },
+            Step::ClaimOverlay { domain, overlay } => {
+                Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
+            }
             Step::Freeze { domain, .. } => Undo::Thaw { domain: domain.clone() },
+            Step::Suspend { domain } | Step::StartSuspended { domain } => {
+                Undo::Resume { domain: domain.clone() }
+            }
+            Step::ShutDown { domain, .. } => Undo::Start { domain: domain.clone() },
             Step::BeginBackup(BackupRequest { domain, socket, .. }) => {
                 Undo::AbortBackup { domain: domain.clone(), socket: socket.clone() }
             }
+            Step::MakePrivateDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::ServeImage(service) => Undo::StopImage { socket: service.socket.clone() },
             Step::StartView(service) => Undo::StopView(service.clone()),
-            Step::Early(_) => return None,
+            // What they make is claimed by an earlier step.
+            Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } | Step::CopyDisk(_) => {
+                return None;
+            }
+            Step::Early(_) | Step::Release(_) | Step::KeepDump(_) => return None,
         })
     }
 }
@@ -186,6 +328,9 @@ impl Undo {
             Undo::RemoveFile { .. }
             | Undo::RemoveDir { .. }
             | Undo::Thaw { .. }
+            | Undo::Resume { .. }
+            | Undo::Start { .. }
+            | Undo::MergeOverlay { .. }
             | Undo::AbortBackup { .. }
             | Undo::StopImage { .. }
             | Undo::StopView(_) => Patience::GoesOn,
@@ -212,6 +357,20 @@ impl fmt::Display for Step {
             Step::Freeze { need: Need::Wished, .. } => {
                 write!(f, "freeze the guest's file systems if possible")
             }
+            Step::CopyFile { from, to } => write!(f, "copy {} to {}", from.display(), to.display()),
+            Step::CloneFile { from, to } => {
+                write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())
+            }
+            Step::ClaimOverlay { overlay, .. } => write!(f, "claim {}", overlay.overlay.display()),
+            Step::TakeOverlays(request) => request.fmt(f),
+            Step::IfFrozen { path, .. } => {
+                write!(f, "if the file systems were frozen, say so in {}", path.display())
+            }
+            Step::Suspend { .. } => write!(f, "suspend the guest"),
+            Step::ShutDown { within_secs, .. } => {
+                write!(f, "let the guest shut itself down, within {within_secs} s")
+            }
+            Step::StartSuspended { .. } => write!(f, "start the guest, suspended"),
             Step::BeginBackup(request) => request.fmt(f),
             Step::ServeImage(ImageService { target, socket, chain }) => {
                 let formats: Vec<String> =
@@ -219,8 +378,39 @@ impl fmt::Display for Step {
                 write!(f, "serve {target} read-only on {}: {}", socket.display(), formats.join(" over "))
             }
             Step::StartView(service) => write!(f, "show the view at {}", service.mount_point.display()),
-            Step::Early(undo) => undo.fmt(f),
+            Step::MakePrivateDir { path } => write!(f, "make {}", path.display()),
+            Step::CopyDisk(copy) => copy.fmt(f),
+            Step::KeepDump(record) => {
+                write!(f, "keep what is in {}: {}", record.dir.display(), record.names.join(", "))
+            }
+            Step::Early(undo) | Step::Release(undo) => undo.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for CopyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = &self.target;
+        match &self.to {
+            CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. } => {
+                write!(f, "copy {target} to {}", dir.join(name).display())
+            }
+            CopyTo::Program { words, .. } => write!(f, "copy {target} into {}", words.join(" ")),
+        }
+    }
+}
+
+impl fmt::Display for OverlayRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "let the guest write to overlays:")?;
+        for (position, overlay) in self.overlays.iter().enumerate() {
+            let comma = if position > 0 { "," } else { "" };
+            write!(f, "{comma} {} to {}", overlay.target, overlay.overlay.display())?;
+        }
+        if let Some(memory) = &self.memory {
+            write!(f, ", and save its memory to {}", memory.display())?;
+        }
+        Ok(())
     }
 }
 
@@ -252,6 +442,11 @@ impl fmt::Display for Undo {
             }
             Undo::CloseGeneration { spec } => write!(f, "close the generation of {}", spec.display()),
             Undo::Thaw { .. } => write!(f, "thaw the guest's file systems"),
+            Undo::Resume { .. } => write!(f, "resume the guest"),
+            Undo::Start { .. } => write!(f, "start the guest"),
+            Undo::MergeOverlay { overlay, .. } => {
+                write!(f, "merge {} into {}", overlay.overlay.display(), overlay.base.display())
+            }
             Undo::AbortBackup { domain, socket } => {
                 write!(f, "end the backup job of {domain} on {}", socket.display())
             }

@@ -1,6 +1,7 @@
 //! The view specification: what the `chunkfs` daemon is to show for one VM, as a file it is given.
 //! Two readers: `chunkfs` takes what it needs, and a later cleanup what it needs to close the generation.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use chunkfs::serve;
@@ -30,6 +31,8 @@ pub struct ViewSpec {
     pub mount_source: String,
     pub generation: Generation,
     pub method: Method,
+    #[serde(default)]
+    pub consistency: Consistency,
     pub chunk_size: ChunkSize,
     pub index_dir: PathBuf,
     /// The file with what `<vm>.json` shows.
@@ -45,7 +48,26 @@ pub struct ViewSpec {
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     Pull,
+    External,
+    Reflink,
     Offline,
+}
+
+/// What the disks are as of their point in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// As after a power cut.
+    #[default]
+    Crash,
+    /// The guest's file systems were frozen by its agent.
+    Frozen,
+    /// The guest was suspended, and QEMU had written all it had.
+    Suspended,
+    /// The guest was off.
+    ShutDown,
+    /// The guest's memory was saved with the disks, and can be resumed.
+    Memory,
 }
 
 /// A small file that is shown as it is.
@@ -75,8 +97,17 @@ pub struct ShownDisk {
     pub base: Option<Point>,
     /// What the index is to name once this generation is closed: later changes count from there.
     pub checkpoint_after: Option<CheckpointName>,
-    /// Files that must stay as they are; a touched one makes all further reads fail. Goes into the index.
-    pub images: Vec<ChainLayer>,
+    pub images: Images,
+}
+
+/// Files that must stay as they are; a touched one makes all further reads fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Images {
+    /// As they were when they were looked at. Goes into the index.
+    AsSurveyed(Vec<ChainLayer>),
+    /// As they are once the point in time is taken: until then the guest wrote to them.
+    AsFound(Vec<ChainLayer>),
 }
 
 /// Where the daemon reads the bytes.
@@ -135,6 +166,7 @@ impl ViewSpec {
             "uuid": self.uuid,
             "generation": self.generation,
             "method": self.method,
+            "consistency": self.consistency,
             "chunk_bytes": self.chunk_size,
             "disks": disks.collect::<Vec<_>>(),
             "left_out": self.left_out,
@@ -165,21 +197,16 @@ impl ViewSpec {
 impl ShownDisk {
     /// What the index is to say of this disk.
     pub fn point(&self) -> Option<Point> {
-        Point::new(self.checkpoint_after.clone(), ImagesMark::of(&self.images))
+        Point::new(self.checkpoint_after.clone(), self.images.mark())
     }
 
     fn for_chunkfs(&self, chunk_size: ChunkSize) -> serve::DiskSpec {
-        let files = self.images.iter().filter(|layer| layer.storage == Storage::File);
-        let state = |layer: &ChainLayer| FileState {
-            path: layer.path.clone(),
-            identity: identity(layer.fingerprint),
-        };
         serve::DiskSpec {
             name: self.name.clone(),
             source: self.feed.for_chunkfs(),
             chunk_size: chunk_size.bytes(),
             changes: self.changes(),
-            unchanged: files.map(state).collect(),
+            unchanged: self.images.for_chunkfs(),
         }
     }
 
@@ -206,6 +233,44 @@ impl ShownDisk {
                 }
             }
         }
+    }
+}
+
+impl Images {
+    /// None: they prove nothing later.
+    pub fn mark(&self) -> Option<ImagesMark> {
+        match self {
+            Images::AsSurveyed(layers) => ImagesMark::of(layers),
+            Images::AsFound(_) => None,
+        }
+    }
+
+    fn for_chunkfs(&self) -> Vec<FileState> {
+        let (layers, surveyed) = match self {
+            Images::AsSurveyed(layers) => (layers, true),
+            Images::AsFound(layers) => (layers, false),
+        };
+        let files = layers.iter().filter(|layer| layer.storage == Storage::File);
+        let state = |layer: &ChainLayer| FileState {
+            path: layer.path.clone(),
+            identity: surveyed.then(|| identity(layer.fingerprint)),
+        };
+        files.map(state).collect()
+    }
+}
+
+impl Method {
+    pub const ALL: [Method; 4] = [Method::Pull, Method::External, Method::Reflink, Method::Offline];
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Method::Pull => "pull",
+            Method::External => "external",
+            Method::Reflink => "reflink",
+            Method::Offline => "offline",
+        })
     }
 }
 

@@ -2,35 +2,79 @@
 //! No shell, and no program is found by anything but its name or path.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Read};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 
 /// How long what a program said may take to arrive once it has ended: a daemon that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a program until it ends, and fails unless it ends well.
 pub(super) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
+    run_unless(program, arguments, within, &|| false)
+}
+
+/// The same, and ends it when it is told to stop.
+pub(super) fn run_unless(
+    program: &Path,
+    arguments: &[OsString],
+    within: Duration,
+    stop: &dyn Fn() -> bool,
+) -> Result<()> {
+    let mut child = spawn(program, command(program, arguments).stderr(Stdio::piped()))?;
+    wait(program, &mut child, within, stop)
+}
+
+/// The same, and gives what the program wrote to its standard output, at most 16 MiB.
+pub(super) fn output(program: &Path, arguments: &[OsString], within: Duration) -> Result<Vec<u8>> {
+    let mut command = command(program, arguments);
+    let mut child = spawn(program, command.stderr(Stdio::piped()).stdout(Stdio::piped()))?;
+    let stdout = child.stdout.take().context("its output was asked for")?;
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.take(16 << 20).read_to_end(&mut bytes).map(|_| bytes)
+    });
+    wait(program, &mut child, within, &|| false)?;
+    let read = reader.join().map_err(|_| anyhow!("reading it failed"))?;
+    read.with_context(|| format!("read what {} says", program.display()))
+}
+
+/// Starts a program that goes on when we have ended: in a session of its own, with no input and no output.
+pub(super) fn start_detached(program: &Path, arguments: &[OsString]) -> Result<()> {
+    // The one of util-linux: without `--fork` it becomes the program, unless it leads its group.
+    let mut words = vec!["--fork".into(), program.as_os_str().to_owned()];
+    words.extend_from_slice(arguments);
+    let mut command = command(Path::new("setsid"), &words);
+    let mut child = spawn(program, command.stderr(Stdio::null()).current_dir("/"))?;
+    wait(program, &mut child, Duration::from_secs(10), &|| false)
+}
+
+fn spawn(program: &Path, command: &mut Command) -> Result<Child> {
+    command.spawn().map_err(|error| start_error(program, error))
+}
+
+fn wait(program: &Path, child: &mut Child, within: Duration, stop: &dyn Fn() -> bool) -> Result<()> {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
-    let mut child =
-        command(program, arguments).stderr(Stdio::piped()).spawn().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => anyhow!("{} is not installed", program.display()),
-            _ => anyhow!(error).context(format!("start {}", program.display())),
-        })?;
-    let words = listen(&mut child);
+    let words = listen(child);
     let deadline = Instant::now() + within;
     let status = loop {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {
             break status;
         }
-        if Instant::now() >= deadline {
+        let stopped = stop();
+        if stopped || Instant::now() >= deadline {
             // It may have ended just now.
             drop(child.kill());
             drop(child.wait());
+            ensure!(!stopped, "{name} was stopped");
             bail!("{name} was not done within {} s", within.as_secs());
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -52,6 +96,17 @@ pub fn run_attached(words: &[OsString]) -> Result<std::process::ExitStatus> {
     Command::new(program).args(arguments).status().with_context(|| format!("run {}", program.display()))
 }
 
+/// Can this program be started? By its path, or found as it would be.
+pub fn is_installed(program: &Path) -> bool {
+    let executable =
+        |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
+    if program.components().count() > 1 {
+        return executable(program);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| executable(&dir.join(program)))
+}
+
 /// A program that was installed beside this one, or else one from PATH.
 pub fn beside_us(name: &str) -> PathBuf {
     let ours = std::env::current_exe().ok();
@@ -63,6 +118,13 @@ fn command(program: &Path, arguments: &[OsString]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
     command
+}
+
+fn start_error(program: &Path, error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::NotFound => anyhow!("{} is not installed", program.display()),
+        _ => anyhow!(error).context(format!("start {}", program.display())),
+    }
 }
 
 fn listen(child: &mut Child) -> mpsc::Receiver<String> {
@@ -81,8 +143,120 @@ fn listen(child: &mut Child) -> mpsc::Receiver<String> {
 }
 
 /// Words to a vector of arguments.
-pub(super) fn arguments<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Vec<OsString> {
+pub(crate) fn arguments<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Vec<OsString> {
     words.into_iter().map(OsStr::to_owned).collect()
+}
+
+/// Where what a program writes goes.
+#[derive(Debug)]
+pub(crate) enum Output {
+    File(File),
+    OurStderr,
+}
+
+/// A program that we feed. Killed when it is dropped before it has finished.
+#[derive(Debug)]
+pub(crate) struct Fed {
+    child: Child,
+    input: Option<ChildStdin>,
+    words: mpsc::Receiver<String>,
+    name: String,
+}
+
+/// Why a program took no more.
+#[derive(Debug)]
+pub(crate) enum FeedError {
+    Stopped,
+    /// What it said, or how it ended.
+    Ended(String),
+}
+
+/// How long a wait goes on before it asks whether it is to stop.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Starts a program whose input comes from us, with nobody's time limit but that of `put` and `finish`.
+pub(crate) fn feed(
+    program: &Path,
+    arguments: &[OsString],
+    environment: &[(&str, &str)],
+    output: Output,
+) -> Result<Fed> {
+    let output = match output {
+        Output::File(file) => Stdio::from(file),
+        Output::OurStderr => Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?),
+    };
+    let mut command = command(program, arguments);
+    command.envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| start_error(program, error))?;
+    let words = listen(&mut child);
+    let input = child.stdin.take().context("the program has no input")?;
+    // So that a program that takes nothing can be waited for, and given up.
+    let flags = rustix::fs::fcntl_getfl(&input)?;
+    rustix::fs::fcntl_setfl(&input, flags | OFlags::NONBLOCK)?;
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    Ok(Fed { child, input: Some(input), words, name })
+}
+
+impl Fed {
+    pub(crate) fn put(&mut self, bytes: &[u8], stopped: &dyn Fn() -> bool) -> Result<(), FeedError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if stopped() {
+                return Err(FeedError::Stopped);
+            }
+            let Some(input) = &mut self.input else {
+                return Err(FeedError::Ended("its input is closed".to_owned()));
+            };
+            match input.write(rest) {
+                Ok(taken) => rest = &rest[taken..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let mut ready = [PollFd::new(input, PollFlags::OUT)];
+                    // Whatever came of it, writing will tell.
+                    _ = poll(&mut ready, Some(&PATIENCE));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // It has closed its input: why, it says itself.
+                Err(error) => {
+                    self.finish(stopped)?;
+                    return Err(FeedError::Ended(format!(
+                        "it ended before it had taken everything: {error}"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes its input and waits until it ends well.
+    pub(crate) fn finish(&mut self, stopped: &dyn Fn() -> bool) -> Result<(), FeedError> {
+        drop(self.input.take());
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if stopped() => return Err(FeedError::Stopped),
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => return Err(FeedError::Ended(format!("waiting for it: {error}"))),
+            }
+        };
+        if status.success() {
+            return Ok(());
+        }
+        let words = self.words.recv_timeout(LAST_WORDS).unwrap_or_default();
+        let words = words.trim().trim_start_matches(&*format!("{}: ", self.name));
+        Err(FeedError::Ended(if words.is_empty() {
+            format!("it ended with {status}")
+        } else {
+            words.to_owned()
+        }))
+    }
+}
+
+impl Drop for Fed {
+    fn drop(&mut self) {
+        // One that has ended and been waited for is not killed.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod disks;
 mod ffi;
+mod overlays;
 mod qcow2;
 mod xml;
 
@@ -20,14 +21,15 @@ use virt::sys;
 
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
-    BackupJob, BitmapState, CheckpointFacts, Definition, DiskFacts, GuestFacts, GuestState,
+    BackupJob, BitmapState, CheckpointFacts, Definition, DiskFacts, GuestFacts, GuestState, PullSupport,
+    Reflink, local_path,
 };
 use crate::core::names::CheckpointName;
-use crate::core::step::BackupRequest;
+use crate::core::step::{BackupRequest, Overlay, OverlayRequest};
 use crate::core::units::Bytes;
 
 use super::machine::Machine;
-use super::{Guests, Removal, XmlView};
+use super::{Begin, Guests, Removal, XmlView, exec, local, processes};
 use ffi::{Deletion, Detail};
 
 /// A backup job that was told to end is gone by then.
@@ -75,6 +77,12 @@ impl Connections {
 
     fn get(&self, id: &DomainId) -> Result<Option<Domain>> {
         self.find(id.uuid.as_str())
+    }
+
+    /// Defines a domain anew, in the libvirt that has it.
+    fn define_beside(&self, domain: &Domain, xml: &str) -> Result<()> {
+        let connection = domain.connect().map_err(told)?;
+        connection.define_domain_xml(xml).map(drop).map_err(told)
     }
 
     fn expect(&self, id: &DomainId) -> Result<Domain> {
@@ -151,6 +159,7 @@ impl Guests for Machine {
             state: state(&domain)?,
             definition: if persistent { Definition::Persistent } else { Definition::Transient },
             agent: xml::agent(&document),
+            pull: pull_support(&domain)?,
             backup_job: job(&domain)?,
         })
     }
@@ -162,6 +171,7 @@ impl Guests for Machine {
             capacity: Bytes(info.capacity),
             bitmaps: disks::bitmaps(disk),
             chain: disks::chain(self, disk),
+            reflink: reflink(disk),
         })
     }
 
@@ -240,9 +250,19 @@ impl Guests for Machine {
         Ok(Removal::Removed)
     }
 
+    fn take_overlays(&self, request: &OverlayRequest) -> Result<()> {
+        overlays::take(&self.guests.expect(&request.domain)?, request)
+    }
+
+    fn merge_overlay(&self, id: &DomainId, overlay: &Overlay) -> Result<Removal> {
+        overlays::merge(self, id, overlay)
+    }
+
     fn freeze(&self, id: &DomainId, within: Duration) -> Result<()> {
+        let domain = self.guests.expect(id)?;
         let secs = i32::try_from(within.as_secs()).unwrap_or(i32::MAX);
-        ffi::freeze(&self.guests.expect(id)?, secs).map_err(told)
+        self.start_thaw_watch(id, within)?;
+        ffi::freeze(&domain, secs).map_err(told)
     }
 
     fn thaw(&self, id: &DomainId) -> Result<Removal> {
@@ -253,9 +273,133 @@ impl Guests for Machine {
         let thawed = match ffi::thaw(&domain) {
             // Without an agent it never was frozen.
             Err(error) if ffi::is(&error, ErrorNumber::ArgumentUnsupported) => 0,
+            // Whether it ever was frozen is not known; who was to thaw it in our place goes on trying.
+            Err(error)
+                if ffi::is(&error, ErrorNumber::AgentUnresponsive) && self.thaw_watch(id)?.is_some() =>
+            {
+                let why =
+                    format!("{}; a process of ours tries again for some minutes", error.message().trim_end());
+                return Ok(Removal::Later(why));
+            }
             thawed => thawed.map_err(told)?,
         };
+        self.end_thaw_watch(id)?;
         Ok(if thawed > 0 { Removal::Removed } else { Removal::AlreadyGone })
+    }
+
+    fn suspend(&self, id: &DomainId) -> Result<()> {
+        self.guests.expect(id)?.suspend().map(drop).map_err(told)
+    }
+
+    fn resume(&self, id: &DomainId) -> Result<Removal> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
+        if state(&domain)? != GuestState::Paused {
+            return Ok(Removal::AlreadyGone);
+        }
+        domain.resume().map_err(told)?;
+        Ok(Removal::Removed)
+    }
+
+    fn shut_down(&self, id: &DomainId, within: Duration) -> Result<()> {
+        let domain = self.guests.expect(id)?;
+        domain.shutdown().map_err(told)?;
+        let deadline = Instant::now() + within;
+        while active(&domain)? {
+            if Instant::now() >= deadline {
+                bail!("it has not shut down within {} s: see --shutdown-timeout", within.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn start(&self, id: &DomainId, begin: Begin) -> Result<Removal> {
+        let domain = self.guests.expect(id)?;
+        if active(&domain)? {
+            return Ok(Removal::AlreadyGone);
+        }
+        let flags = match begin {
+            Begin::Running => 0,
+            Begin::Suspended => sys::VIR_DOMAIN_START_PAUSED,
+        };
+        domain.create_with_flags(flags).map_err(told)?;
+        Ok(Removal::Removed)
+    }
+}
+
+/// The word by which the process is found that thaws a guest in our place.
+const THAW_LATER: &str = "thaw-later";
+/// How long it tries, once it is its turn.
+const THAW_TRIED_FOR: Duration = Duration::from_secs(600);
+
+impl Machine {
+    fn start_thaw_watch(&self, id: &DomainId, freeze_within: Duration) -> Result<()> {
+        // The freeze may take its time, and the guest may then stay frozen as long again.
+        let secs = (freeze_within * 2).as_secs().to_string();
+        let (program, first) = self.own_command.split_first().context("we have a name")?;
+        let words = first.iter().map(String::as_str).chain([THAW_LATER, id.uuid.as_str(), &secs]);
+        let words: Vec<_> = words.map(Into::into).collect();
+        exec::start_detached(Path::new(program), &words).context("start what thaws the guest if we do not")
+    }
+
+    fn thaw_watch(&self, id: &DomainId) -> Result<Option<crate::core::lock::ProcessId>> {
+        let uuid = id.uuid.as_str().as_bytes();
+        let found = processes::find(|words| {
+            let at = words.iter().position(|word| *word == THAW_LATER.as_bytes());
+            at.is_some_and(|at| words.get(at + 1) == Some(&uuid))
+        })?;
+        Ok(found.into_iter().next())
+    }
+
+    fn end_thaw_watch(&self, id: &DomainId) -> Result<()> {
+        while let Some(process) = self.thaw_watch(id)? {
+            processes::kill(&process)?;
+        }
+        Ok(())
+    }
+
+    /// What the process in our place does: thaws until it is done, the guest is gone, or it has taken too long.
+    pub fn thaw_stubbornly(&self, id: &DomainId) -> Result<()> {
+        let deadline = Instant::now() + THAW_TRIED_FOR;
+        loop {
+            let tried = match self.guests.get(id)? {
+                Some(domain) if active(&domain)? => ffi::thaw(&domain).map(drop),
+                _ => Ok(()),
+            };
+            match tried {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => return Err(told(error)),
+                Err(_) => std::thread::sleep(Duration::from_secs(5)),
+            }
+        }
+    }
+}
+
+/// Pull-mode backups came with libvirt 7.2 and QEMU 4.2; the versions are major * 1,000,000 + minor * 1,000 + release.
+fn pull_support(domain: &Domain) -> Result<PullSupport> {
+    const LIBVIRT: u32 = 7_002_000;
+    const QEMU: u32 = 4_002_000;
+    let connection = domain.connect().map_err(told)?;
+    for (name, version, least) in [
+        ("libvirt", connection.lib_version().map_err(told)?, LIBVIRT),
+        ("QEMU", connection.hyp_version().map_err(told)?, QEMU),
+    ] {
+        if version < least {
+            let numbers = |v: u32| format!("{}.{}", v / 1_000_000, v / 1_000 % 1_000);
+            let why =
+                format!("{name} is {}, and pull-mode backups came with {}", numbers(version), numbers(least));
+            return Ok(PullSupport::No { why });
+        }
+    }
+    Ok(PullSupport::Yes)
+}
+
+fn reflink(disk: &Disk) -> Reflink {
+    let dir = local_path(&disk.source).and_then(|path| path.parent());
+    let shared = dir.ok_or("it is no image file".to_owned()).and_then(local::can_share_blocks);
+    match shared {
+        Ok(()) => Reflink::Possible,
+        Err(why) => Reflink::Impossible { why },
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, openat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, IFlags, Mode, OFlags, flock, linkat, openat};
 use rustix::io::Errno;
 
 use crate::core::facts::Fingerprint;
@@ -93,6 +93,19 @@ impl<T: OnThisMachine> Files for T {
         append().with_context(|| format!("append to {}", path.display()))
     }
 
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+        let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+        self.replace(to, &content)
+    }
+
+    fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {
+        let source = File::open(from).with_context(|| format!("open {}", from.display()))?;
+        let target = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(to);
+        let target = target.with_context(|| format!("create {}", to.display()))?;
+        share_blocks(&source, &target)
+            .with_context(|| format!("share the blocks of {} with {}", from.display(), to.display()))
+    }
+
     fn make_dir(&self, path: &Path) -> Result<Created> {
         if path.is_dir() {
             return Ok(Created::WasThere);
@@ -105,6 +118,19 @@ impl<T: OnThisMachine> Files for T {
                 .with_context(|| format!("make {}", dir.display()))?;
         }
         Ok(Created::Now)
+    }
+
+    fn make_private_dir(&self, path: &Path) -> Result<Created> {
+        let made = exists(fs::DirBuilder::new().mode(0o700).create(path))
+            .with_context(|| format!("make {}", path.display()))?;
+        sync_parent(path)?;
+        let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        if !metadata.is_dir() {
+            return Err(anyhow!("{} is no directory", path.display()));
+        }
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .with_context(|| format!("make {} private", path.display()))?;
+        Ok(made)
     }
 
     fn remove_file(&self, path: &Path) -> Result<Removal> {
@@ -126,6 +152,31 @@ impl<T: OnThisMachine> Files for T {
             Err(error) => Err(anyhow!(error).context(format!("lock {}", path.display()))),
         }
     }
+}
+
+/// Can a file in this directory share blocks with another one there? Tried with two files that have no name.
+pub(super) fn can_share_blocks(dir: &Path) -> std::result::Result<(), String> {
+    let unnamed = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok::<File, Errno>(openat(CWD, dir, flags, Mode::from_raw_mode(FILE_MODE))?.into())
+    };
+    let try_it = || {
+        let (mut one, other) = (unnamed()?, unnamed()?);
+        one.write_all(&[1; 4096])?;
+        share_blocks(&one, &other)
+    };
+    try_it().map_err(|error| format!("the file system of {} cannot share blocks: {error}", dir.display()))
+}
+
+/// On btrfs both or neither must be without copy-on-write, as libvirt makes its directory of images.
+fn share_blocks(source: &File, target: &File) -> std::io::Result<()> {
+    let flags = |file: &File| rustix::fs::ioctl_getflags(file).unwrap_or(IFlags::empty()) & IFlags::NOCOW;
+    let wanted = flags(source);
+    if wanted != flags(target) {
+        let others = rustix::fs::ioctl_getflags(target)? - IFlags::NOCOW;
+        rustix::fs::ioctl_setflags(target, others | wanted)?;
+    }
+    Ok(rustix::fs::ioctl_ficlone(target, source)?)
 }
 
 /// A file that is written and synced and has no name, or a temporary one.

@@ -10,12 +10,14 @@ use super::local::OnThisMachine;
 pub struct Machine {
     pub(super) chunkfs: PathBuf,
     pub(super) guests: Connections,
+    /// How a program calls us back, up to the subcommand.
+    pub(super) own_command: Vec<String>,
 }
 
 impl Machine {
     /// `uris`: where the guests are, the first before the second. Nothing is connected to before it is needed.
-    pub fn new(chunkfs: PathBuf, uris: Vec<String>) -> Machine {
-        Machine { chunkfs, guests: Connections::new(uris) }
+    pub fn new(chunkfs: PathBuf, uris: Vec<String>, own_command: Vec<String>) -> Machine {
+        Machine { chunkfs, guests: Connections::new(uris), own_command }
     }
 }
 

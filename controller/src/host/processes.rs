@@ -21,21 +21,21 @@ use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Names, Target, index_file, target_of_shown};
 use crate::core::options::ChunkSize;
 use crate::core::point::Point;
-use crate::core::step::{ImageService, ViewService};
+use crate::core::step::{CopyRequest, ImageService, ViewService};
 use crate::core::units::{Bytes, Generation};
 use crate::core::viewspec::ViewSpec;
 
 use super::machine::Machine;
-use super::scope::{self, Scopes};
-use super::{Files, Processes, Removal, exec};
+use super::{Files, Processes, Removal, copying, exec, scope};
 
 /// Until a view can be read: its index is opened, its sources asked, a sample compared.
 const VIEW_STARTS_WITHIN: Duration = Duration::from_secs(120);
 /// Told to end, the daemon waits for readers and stores what it knows; after this it is killed.
 const VIEW_ENDS_WITHIN: Duration = Duration::from_secs(45);
+/// What a process asked of libvirt before it was killed goes on without it.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 const SERVER_STARTS_WITHIN: Duration = Duration::from_secs(30);
 const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
-const SCOPE_STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// For another process to let go of the index.
 const INDEX_WAIT: Duration = Duration::from_secs(10);
 
@@ -54,6 +54,16 @@ impl Processes for Machine {
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
             .context("draw a job id")?;
         Ok(JobId::from_bits(u64::from_le_bytes(bytes)))
+    }
+
+    fn let_settle(&self, last_sign: &Path) -> Result<()> {
+        let changed = fs::metadata(last_sign).and_then(|metadata| metadata.modified());
+        // A clock that was set back, or a file that is gone, is nothing to wait for.
+        let since = changed.ok().and_then(|time| time.elapsed().ok());
+        if let Some(left) = since.and_then(|since| SETTLES_WITHIN.checked_sub(since)) {
+            std::thread::sleep(left);
+        }
+        Ok(())
     }
 
     fn lives(&self, process: &ProcessId) -> Result<bool> {
@@ -79,7 +89,7 @@ impl Processes for Machine {
             service.mount_point.as_os_str(),
         ]);
         let what = format!("view at {}", service.mount_point.display());
-        run_apart(&what, &self.chunkfs, &words, VIEW_STARTS_WITHIN).context("chunkfs")?;
+        scope::run_apart(&what, &self.chunkfs, &words, VIEW_STARTS_WITHIN).context("chunkfs")?;
         let daemons = daemons_of(&service.spec)?;
         daemons
             .into_iter()
@@ -114,7 +124,7 @@ impl Processes for Machine {
             format!("json:{}", image_of(&service.chain)).into(),
         ];
         let what = format!("images for {}", service.socket.display());
-        run_apart(&what, Path::new("qemu-nbd"), &words, SERVER_STARTS_WITHIN).context("qemu-nbd")?;
+        scope::run_apart(&what, Path::new("qemu-nbd"), &words, SERVER_STARTS_WITHIN).context("qemu-nbd")?;
         let servers = servers_of(&service.socket)?;
         servers.into_iter().next().context("qemu-nbd has ended already")
     }
@@ -123,6 +133,10 @@ impl Processes for Machine {
         let stopped = stop(&servers_of(socket)?, SERVER_ENDS_WITHIN)?;
         let removed = self.remove_file(socket)?;
         Ok(if stopped == Removal::Removed { stopped } else { removed })
+    }
+
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String> {
+        copying::copy(copy, interrupted)
     }
 
     fn indexes(&self, dir: &Path) -> Result<BTreeMap<Target, IndexedDisk>> {
@@ -159,25 +173,6 @@ impl Processes for Machine {
         let shown: Vec<_> = spec.disks.iter().map(|disk| disk.name.as_str()).collect();
         index.forget_points_except(&shown)?;
         Ok(if closed.is_some() { Removal::Removed } else { Removal::AlreadyGone })
-    }
-}
-
-/// Runs what starts a daemon: where systemd runs, so that the daemon does not end with the unit that called us.
-fn run_apart(what: &str, program: &Path, words: &[OsString], within: Duration) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let scopes = Scopes::find(Path::new("/run/systemd/system"), &path);
-    // Tried out with something that cannot fail, so that a failure of the scope is never taken for one of the program.
-    let harmless = scope::within(&scopes, what, Path::new("true"), &[]);
-    let tried = harmless.map(|(tool, words)| exec::run(&tool, &words, SCOPE_STARTS_WITHIN));
-    match (tried, scope::within(&scopes, what, program, words)) {
-        (Some(Ok(())), Some((tool, words))) => exec::run(&tool, &words, within),
-        (Some(Err(error)), _) => {
-            tracing::warn!(
-                "{what}: no scope of its own ({error:#}): systemd ends it with the unit that started it"
-            );
-            exec::run(program, words, within)
-        }
-        _ => exec::run(program, words, within),
     }
 }
 
@@ -224,6 +219,15 @@ fn socket_word(socket: &Path) -> OsString {
     let mut word = OsString::from("--socket=");
     word.push(socket);
     word
+}
+
+/// Processes of ours by their arguments, without this one.
+pub(super) fn find(wanted: impl Fn(&[&[u8]]) -> bool) -> Result<Vec<ProcessId>> {
+    processes(wanted)
+}
+
+pub(super) fn kill(process: &ProcessId) -> Result<()> {
+    stop(std::slice::from_ref(process), SERVER_ENDS_WITHIN).map(drop)
 }
 
 /// The processes whose arguments are the wanted ones.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::core::lock::ProcessId;
 use crate::core::step::Step;
-use crate::host::{Entry, Host};
+use crate::host::{Begin, Entry, Host};
 
 /// How long a guest may stay frozen at most.
 const FREEZE_WITHIN: Duration = Duration::from_secs(10);
@@ -18,6 +18,9 @@ pub(super) fn check(host: &dyn Host, step: &Step) -> Result<()> {
         Step::ClaimFile { path } if host.entry(path)? != Entry::Absent => {
             bail!("something is there already, and no journal says that it is ours")
         }
+        Step::ClaimOverlay { overlay, .. } if host.entry(&overlay.overlay)? != Entry::Absent => {
+            bail!("something is there already, and no journal says that it is ours")
+        }
         Step::ClaimCheckpoint { domain, name, .. } => {
             let taken = host.checkpoints(domain)?.iter().any(|c| c.name == name.as_str());
             if taken { bail!("the domain has a checkpoint of this name already") } else { Ok(()) }
@@ -26,22 +29,51 @@ pub(super) fn check(host: &dyn Host, step: &Step) -> Result<()> {
     }
 }
 
-pub(super) fn act(host: &dyn Host, step: &Step) -> Result<Option<ProcessId>> {
+/// What became of a step.
+#[derive(Debug)]
+pub(super) enum Acted {
+    Done,
+    /// A view that lives on.
+    Shown(ProcessId),
+    /// A line for the list of digests.
+    Copied(String),
+}
+
+pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<Acted> {
     match step {
         // Claiming is the intent in the journal itself.
-        Step::ClaimFile { .. } | Step::ClaimCheckpoint { .. } => {}
+        Step::ClaimFile { .. } | Step::ClaimCheckpoint { .. } | Step::ClaimOverlay { .. } => {}
         Step::MakeDir { path } => {
             host.make_dir(path)?;
         }
         Step::WriteFile { path, content } => host.replace(path, content.as_bytes())?,
         Step::WriteSpec { path, spec } => host.replace(path, spec.to_json().as_bytes())?,
+        Step::CopyFile { from, to } => host.copy_file(from, to)?,
+        Step::CloneFile { from, to } => host.clone_file(from, to)?,
+        Step::TakeOverlays(request) => host.take_overlays(request)?,
         Step::Freeze { domain, .. } => host.freeze(domain, FREEZE_WITHIN)?,
+        Step::Suspend { domain } => host.suspend(domain)?,
+        Step::ShutDown { domain, within_secs } => {
+            host.shut_down(domain, Duration::from_secs(u64::from(*within_secs)))?;
+        }
+        Step::StartSuspended { domain } => {
+            host.start(domain, Begin::Suspended)?;
+        }
         Step::BeginBackup(request) => host.begin_backup(request)?,
         Step::ServeImage(service) => {
             host.serve_image(service)?;
         }
-        Step::StartView(service) => return host.start_view(service).map(Some),
-        Step::Early(_) => unreachable!("the session pays debts itself"),
+        Step::StartView(service) => return host.start_view(service).map(Acted::Shown),
+        Step::MakePrivateDir { path } => {
+            host.make_private_dir(path)?;
+        }
+        Step::CopyDisk(copy) => {
+            let digest = host.copy_disk(copy, interrupted)?;
+            return Ok(Acted::Copied(format!("{digest}  {}\n", copy.digest_of)));
+        }
+        Step::Early(_) | Step::Release(_) | Step::IfFrozen { .. } | Step::KeepDump(_) => {
+            unreachable!("the session does these itself")
+        }
     }
-    Ok(None)
+    Ok(Acted::Done)
 }

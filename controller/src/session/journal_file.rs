@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::core::journal::{Debt, Header, Journal, Record, Tail};
+use crate::core::journal::{Debt, Header, Journal, Progress, Record, Tail};
 use crate::core::names::Names;
 use crate::host::Host;
 
@@ -70,6 +70,10 @@ impl JournalFile {
 
     pub(super) fn header(&self) -> &Header {
         &self.journal.header
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        self.journal.progress
     }
 
     pub(super) fn owed(&self) -> Vec<Debt> {

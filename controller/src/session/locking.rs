@@ -10,12 +10,20 @@ use crate::host::{Created, Entry, Host, Removal};
 
 use super::OpenError;
 
+/// What a lock means that a dump has kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    Respected,
+    TakenOver,
+}
+
 /// Takes the lock, whose guard the caller holds; also says whom it was taken over from.
 pub(super) fn take(
     host: &dyn Host,
     names: &Names,
     job: JobId,
     limit: JobLimit,
+    kept: Kept,
 ) -> Result<(Lock, Option<Holder>), OpenError> {
     keep_limit(host, names, limit)?;
     let path = names.lock();
@@ -27,7 +35,7 @@ pub(super) fn take(
         Holder::Showing(lock) | Holder::Working(lock) => lock.view.clone(),
         _ => None,
     };
-    let mine = Lock { version: lock::VERSION, vm, job, boot, worker, view };
+    let mine = Lock { version: lock::VERSION, vm, job, boot, worker, view, kept: false };
     let text = mine.to_text();
     match &previous {
         Holder::Nobody => {
@@ -42,7 +50,13 @@ pub(super) fn take(
             }
         }
         // Nobody else takes it over at the same time: we hold the guard.
-        Holder::Showing(_) | Holder::Dead(_) => {
+        Holder::Kept(_) if kept == Kept::Respected => {
+            return Err(OpenError::Busy(format!(
+                "{}: a dump has kept its lock: run cleanup once the dump is backed up, or unlock",
+                names.vm()
+            )));
+        }
+        Holder::Showing(_) | Holder::Dead(_) | Holder::Kept(_) => {
             host.replace(&path, text.as_bytes()).context("take over the lock")?;
         }
         // Ours, of an earlier session of this process: nobody else with our guard can be us.

@@ -4,9 +4,10 @@
 use anyhow::{Context, Result};
 
 use crate::core::domain::DomainId;
-use crate::core::names::{CheckpointName, Names};
-use crate::core::step::{Undo, ViewService};
-use crate::host::{Host, Removal};
+use crate::core::domain::{Domain, Source};
+use crate::core::names::{CheckpointName, Names, image_of_overlay};
+use crate::core::step::{Overlay, Undo, ViewService};
+use crate::host::{Begin, Host, Removal, XmlView};
 
 pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
     match undo {
@@ -18,6 +19,9 @@ pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
             host.remove_file(spec)
         }
         Undo::Thaw { domain } => host.thaw(domain),
+        Undo::Resume { domain } => host.resume(domain),
+        Undo::Start { domain } => host.start(domain, Begin::Running),
+        Undo::MergeOverlay { domain, overlay } => host.merge_overlay(domain, overlay),
         Undo::AbortBackup { domain, socket } => host.abort_backup(domain, socket),
         Undo::StopImage { socket } => host.stop_image(socket),
         Undo::StopView(service) => stop_view(host, service),
@@ -71,9 +75,14 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     let sockets = host.list(&names.socket_dir())?.unwrap_or_default();
     undos.extend(sockets.iter().map(|name| Undo::StopImage { socket: names.socket_dir().join(name) }));
     undos.push(Undo::CloseGeneration { spec });
+    if let Some(domain) = domain {
+        undos.extend(overlays_of(host, domain)?);
+    }
     let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
     undos.push(Undo::RemoveDir { path: names.scratch_dir() });
+    undos.push(Undo::RemoveFile { path: names.saved_nvram() });
+    undos.push(Undo::RemoveFile { path: names.saved_state() });
     undos.push(Undo::RemoveFile { path: names.saved_about() });
     undos.push(Undo::RemoveFile { path: names.saved_xml() });
     undos.push(Undo::RemoveDir { path: names.socket_dir() });
@@ -81,4 +90,20 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
         undos.push(Undo::SettleCheckpoints { domain: domain.clone(), index_dir: names.index_dir() });
     }
     Ok(undos)
+}
+
+/// The disks that the guest has on overlays of ours, known by their names.
+fn overlays_of(host: &dyn Host, id: &DomainId) -> Result<Vec<Undo>> {
+    let Some(xml) = host.domain_xml(id.uuid.as_str(), XmlView::Live)? else { return Ok(Vec::new()) };
+    // What cannot be understood is refused by whoever plans; it is nothing to undo.
+    let Ok(domain) = Domain::parse(&xml) else { return Ok(Vec::new()) };
+    let overlay = |disk: &crate::core::domain::Disk| {
+        let Source::File(path) = &disk.source else { return None };
+        let base = image_of_overlay(path)?;
+        let below = disk.backing.layers.first().filter(|layer| layer.source == Source::File(base.clone()));
+        let base_format = below?.format.clone();
+        let overlay = Overlay { target: disk.target.clone(), overlay: path.clone(), base, base_format };
+        Some(Undo::MergeOverlay { domain: id.clone(), overlay })
+    };
+    Ok(domain.disks.iter().filter_map(overlay).collect())
 }

@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use virt_backup::command;
+use virt_backup::core::compression::Compression;
 use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
-use virt_backup::core::options::{ChunkSize, Chunkmount, JobLimit, MethodChoice, Quiesce, Tracking};
+use virt_backup::core::options::{
+    ChunkSize, Chunkmount, Dump, DumpForm, JobLimit, LockAfter, Memory, MethodChoice, Pause, Quiesce,
+    Running, Tracking,
+};
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -21,6 +25,8 @@ pub(crate) struct Scenario {
     /// The world before this program ever ran on it.
     pristine: World,
     pub(crate) options: Chunkmount,
+    /// A dump in the place of a view.
+    pub(crate) dump: Option<Dump>,
     pub(crate) guest_runs: bool,
     /// Checkpoints of ours after a job that went well.
     pub(crate) checkpoints_left: usize,
@@ -39,6 +45,9 @@ pub(crate) fn options() -> Chunkmount {
         tracking: Tracking::Auto,
         exclude: BTreeSet::new(),
         chunk_size: ChunkSize::DEFAULT,
+        pause: Pause::Never,
+        running: Running::Stays,
+        memory: Memory::LeftOut,
         own_command: Vec::new(),
     }
 }
@@ -62,6 +71,7 @@ pub(crate) fn machine(power: Power, disks: &[(&str, &str)]) -> World {
         xml: String::new(),
         power,
         frozen: false,
+        suspended: false,
         disks: BTreeMap::new(),
         job: None,
         checkpoints: vec![("nightly-of-somebody-else".to_owned(), BTreeSet::new())],
@@ -99,8 +109,12 @@ fn on(world: World, fault: Option<Fault>, act: impl FnOnce(&SimHost)) -> World {
 }
 
 fn mounted(world: World, fault: Option<Fault>) -> World {
+    mounted_with(world, fault, &options())
+}
+
+fn mounted_with(world: World, fault: Option<Fault>, options: &Chunkmount) -> World {
     on(world, fault, |host| {
-        let done = command::chunkmount(host, &places(), "mail01", &options(), JobLimit::Unlimited, &|| false);
+        let done = command::chunkmount(host, &places(), "mail01", options, JobLimit::Unlimited, &|| false);
         assert_eq!(done.is_ok(), fault.is_none(), "{done:?}");
     })
 }
@@ -122,6 +136,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         world: World::default(),
         pristine: World::default(),
         options: options(),
+        dump: None,
         guest_runs: true,
         checkpoints_left: 1,
         twice: false,
@@ -136,6 +151,18 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let frozen = Chunkmount { quiesce: Quiesce::Require, ..options() };
     let wished = Chunkmount { quiesce: Quiesce::Auto, ..options() };
     let without_vdb = Chunkmount { exclude: BTreeSet::from([target("vdb")]), ..options() };
+    let external = Chunkmount { method: MethodChoice::External, ..options() };
+    let reflink = Chunkmount { method: MethodChoice::Reflink, ..options() };
+    let paused = Chunkmount { method: MethodChoice::Offline, pause: Pause::AsLongAsItTakes, ..options() };
+    let shut_down = Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..options() };
+    let dump = Dump { form: DumpForm::Image(Compression::None), pace: None, lock: LockAfter::GivenBack };
+    let dumped = |method, pause| Scenario {
+        dump: Some(dump.clone()),
+        options: Chunkmount { method, pause, ..options() },
+        checkpoints_left: 0,
+        ..quiet()
+    };
+    let none_left = |options| Scenario { options, checkpoints_left: 0, ..quiet() };
     vec![
         make("pull: qcow2, first", running(QCOW2), untouched, quiet()),
         make("pull: raw", running(&[("vda", "raw")]), untouched, Scenario { checkpoints_left: 0, ..quiet() }),
@@ -156,12 +183,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &backed_up,
             Scenario { options: digest, checkpoints_left: 0, ..quiet() },
         ),
-        make(
-            "pull: over a mounted view",
-            running(BOTH),
-            &|w| mounted(backed_up(w), None),
-            Scenario { twice: true, ..quiet() },
-        ),
+        make("pull: over a mounted view", running(BOTH), &|w| mounted(backed_up(w), None), quiet()),
         make("pull: over a crashed job", running(BOTH), &|w| mounted(backed_up(w), crash(30)), quiet()),
         make(
             "pull: over a job before a power cut",
@@ -169,10 +191,126 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &|w| {
                 let mut world = mounted(backed_up(w), None);
                 world.cut_power();
-                power_on(&mut world);
+                world.guests.values_mut().for_each(|guest| guest.power = Power::On);
                 world
             },
             quiet(),
+        ),
+        make("external: qcow2, first", running(QCOW2), untouched, none_left(external.clone())),
+        make(
+            "external: qcow2 and raw",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(external.clone()) },
+        ),
+        make(
+            "external: after pull, frozen",
+            running(BOTH),
+            &backed_up,
+            Scenario { options: Chunkmount { quiesce: Quiesce::Require, ..external.clone() }, ..quiet() },
+        ),
+        make(
+            "external: over a crashed job",
+            running(TWO),
+            &|w| {
+                let options = Chunkmount { method: MethodChoice::External, ..options() };
+                mounted_with(w, crash(30), &options)
+            },
+            none_left(external.clone()),
+        ),
+        make(
+            "external: over a mounted view",
+            running(BOTH),
+            &|w| mounted_with(w, None, &Chunkmount { method: MethodChoice::External, ..options() }),
+            none_left(external.clone()),
+        ),
+        make(
+            "external: of a suspended guest",
+            suspended(running(BOTH)),
+            untouched,
+            none_left(external.clone()),
+        ),
+        make(
+            "external: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..external }),
+        ),
+        make("pull: of a suspended guest", suspended(running(BOTH)), untouched, quiet()),
+        make(
+            "pull: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            Scenario { options: shut_down.clone(), ..quiet() },
+        ),
+        make(
+            "reflink: qcow2 and raw",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(reflink.clone()) },
+        ),
+        make(
+            "reflink: after pull, frozen",
+            running(BOTH),
+            &backed_up,
+            Scenario { options: Chunkmount { quiesce: Quiesce::Require, ..reflink.clone() }, ..quiet() },
+        ),
+        make(
+            "reflink: of a suspended guest",
+            suspended(running(BOTH)),
+            untouched,
+            none_left(reflink.clone()),
+        ),
+        make("reflink: of a guest that is off", off(BOTH), untouched, none_left(reflink.clone())),
+        make(
+            "reflink: of a guest that is shut down first",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { method: MethodChoice::Reflink, ..shut_down.clone() }),
+        ),
+        make("offline: suspended until cleanup", running(BOTH), untouched, none_left(paused.clone())),
+        make("offline: of a suspended guest", suspended(running(BOTH)), untouched, none_left(paused.clone())),
+        make(
+            "offline: shut down until cleanup",
+            running(BOTH),
+            untouched,
+            none_left(Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..paused }),
+        ),
+        make(
+            "dump: pull",
+            running(BOTH),
+            untouched,
+            Scenario { twice: true, ..dumped(MethodChoice::Pull, Pause::Never) },
+        ),
+        make(
+            "dump: pull, between two views",
+            running(BOTH),
+            &backed_up,
+            Scenario { checkpoints_left: 1, ..dumped(MethodChoice::Auto, Pause::Never) },
+        ),
+        make("dump: external", running(BOTH), untouched, dumped(MethodChoice::External, Pause::Never)),
+        make("dump: reflink", running(BOTH), untouched, dumped(MethodChoice::Reflink, Pause::Never)),
+        make(
+            "dump: suspended",
+            running(BOTH),
+            untouched,
+            dumped(MethodChoice::Offline, Pause::AsLongAsItTakes),
+        ),
+        make("dump: off", off(BOTH), untouched, dumped(MethodChoice::Auto, Pause::Never)),
+        make(
+            "dump: over an older dump, lock kept",
+            running(BOTH),
+            &|w| {
+                on(w, None, |host| {
+                    let wishes = (&options(), &dump);
+                    let limit = JobLimit::Unlimited;
+                    command::dump(host, &places(), "mail01", wishes, limit, &|| false).unwrap();
+                })
+            },
+            Scenario {
+                dump: Some(Dump { lock: LockAfter::Kept, ..dump.clone() }),
+                ..dumped(MethodChoice::Auto, Pause::Never)
+            },
         ),
         make("offline: raw", off(&[("vda", "raw")]), untouched, Scenario { twice: true, ..quiet() }),
         make("offline: qcow2 and raw", off(BOTH), untouched, quiet()),
@@ -181,9 +319,18 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// What an administrator does after a power cut.
-pub(crate) fn power_on(world: &mut World) {
-    world.guests.values_mut().for_each(|guest| guest.power = Power::On);
+/// By an administrator, before any job.
+fn suspended(mut world: World) -> World {
+    world.guests.values_mut().for_each(|guest| guest.suspended = true);
+    world
+}
+
+/// What an administrator does after a power cut: the guest is as it was before.
+pub(crate) fn power_on(world: &mut World, scenario: &Scenario) {
+    for (uuid, guest) in &mut world.guests {
+        guest.power = Power::On;
+        guest.suspended = scenario.pristine.guests[uuid].suspended;
+    }
 }
 
 pub(crate) fn our_checkpoints(world: &World) -> Vec<CheckpointName> {
@@ -204,6 +351,14 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
     let (guest, before) = (&world.guests[&uuid()], &scenario.pristine.guests[&uuid()]);
     assert!(guest.job.is_none(), "{story}: a backup job runs");
     assert!(!guest.frozen, "{story}: the guest is frozen");
+    assert_eq!(guest.disks, before.disks, "{story}: the images");
+    if world.boots == scenario.world.boots {
+        assert_eq!(
+            (guest.power, guest.suspended),
+            (before.power, before.suspended),
+            "{story}: the state of the guest"
+        );
+    }
     assert_eq!(guest.xml, before.xml, "{story}");
     let foreign = |g: &Guest| {
         let names = g.checkpoints.iter().map(|(name, _)| name.clone());
@@ -225,5 +380,26 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
         let named: BTreeSet<_> = named.collect();
         let ours: BTreeSet<_> = our_checkpoints(world).into_iter().collect();
         assert_eq!(ours, named, "{story}: the checkpoints of ours are not those that the index names");
+    }
+}
+
+/// What has a final name is complete, and where the list of digests is, all of the dump is, as of one moment.
+pub(crate) fn assert_dumps_are_complete(world: &World, story: &str) {
+    let dir = Path::new("/b/mail01");
+    let content = |target: &str| match world.nodes.get(&dir.join(format!("mail01_{target}.img"))) {
+        Some(Node::File(content)) => Some(String::from_utf8(content.clone()).unwrap()),
+        _ => None,
+    };
+    let there: BTreeMap<_, _> =
+        ["vda", "vdb"].iter().filter_map(|name| Some((target(name), content(name)?))).collect();
+    let matches = |moment: &BTreeMap<Target, [u64; 8]>| {
+        there.iter().all(|(target, content)| format!("{:?}", moment[target]) == *content)
+    };
+    assert!(
+        there.is_empty() || world.moments.iter().any(matches),
+        "{story}: {there:?} was never on the disks"
+    );
+    if world.nodes.contains_key(&dir.join("mail01.b3")) {
+        assert_eq!(there.len(), 2, "{story}: the list of digests is there before the disks are");
     }
 }

@@ -148,6 +148,20 @@ impl Guest {
         }
     }
 
+    /// What it has written is on its disks, whatever becomes of its QEMU.
+    pub fn flush(&self) {
+        (0..self.images.len()).for_each(|disk| self.qemu_io(disk, "flush"));
+    }
+
+    /// libvirt has noticed that its QEMU is gone.
+    pub fn wait_until_off(&self) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !virsh_ok(&["domstate", &self.name]).contains("shut off") {
+            assert!(std::time::Instant::now() < deadline, "{} is still there", self.name);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
     /// All that the guest has written is in its images, whether it runs or not.
     pub fn assert_content(&self) {
         for (disk, image) in self.images.iter().enumerate() {
@@ -182,10 +196,14 @@ impl Guest {
         self.devices[disk].bytes_read()
     }
 
-    /// Definition, as it runs and as it is stored, and QEMU's graph of block nodes: what a backup must leave as it was.
+    /// Definition, as it runs and as it is stored, and the graph of block nodes of a QEMU that is there: what a backup
+    /// must leave as it was.
     pub fn shape(&self) -> String {
         let running = virsh_ok(&["dumpxml", &self.name]);
         let stored = virsh_ok(&["dumpxml", "--inactive", &self.name]);
+        if virsh_ok(&["domstate", &self.name]).trim() == "shut off" {
+            return stored;
+        }
         let nodes = self.qmp(r#"{"execute":"query-named-block-nodes"}"#);
         let node = |node: &Value| format!("{}: {}, {}\n", node["node-name"], node["drv"], node["file"]);
         let mut nodes: Vec<_> = nodes.as_array().unwrap().iter().map(node).collect();

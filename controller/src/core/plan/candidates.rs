@@ -9,7 +9,7 @@ use crate::core::step::export_bitmap;
 use crate::core::units::Generation;
 use crate::core::viewspec::Candidates;
 
-use super::{Case, Wanted};
+use super::{Case, Purpose, Wanted};
 
 /// `Some` when the checkpoint of that name is ours for this domain.
 pub(super) fn ours(case: &Case<'_>, name: &str) -> Option<(CheckpointName, Generation)> {
@@ -33,6 +33,9 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 
 /// For a disk of a running guest.
 pub(super) fn by_bitmap(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates {
+    if case.purpose == Purpose::Copy {
+        return Candidates::Stamped;
+    }
     match case.options.tracking {
         Tracking::None => return Candidates::Stamped,
         Tracking::Digest => return all("asked for with --track=digest"),
@@ -64,6 +67,15 @@ pub(super) fn by_fingerprint(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates
         (_, None) => all("its image was written to just now, so its times prove nothing yet"),
         (Some(then), Some(now)) if *then == now => Candidates::PendingOnly,
         (Some(_), Some(_)) => all("its image was touched since the last backup"),
+    }
+}
+
+/// For a disk whose images have been written to until the point in time, and nothing says where.
+pub(super) fn by_digest(case: &Case<'_>) -> Candidates {
+    match case.options.tracking {
+        Tracking::None => Candidates::Stamped,
+        Tracking::Digest => all("asked for with --track=digest"),
+        Tracking::Auto | Tracking::Bitmap => all("only method pull knows what a running guest has written"),
     }
 }
 

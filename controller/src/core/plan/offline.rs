@@ -1,15 +1,38 @@
-//! Method offline: the images of a guest that is shut off, raw ones read directly, others through `qemu-nbd`.
-//! Nothing keeps the guest from being started: then the images change and the view's reads fail.
+//! Method offline: the images of a guest that does not write to them: raw ones are read directly, others through `qemu-nbd`.
+//! The guest is shut off already, or is suspended or shut down for as long as the work takes. Nothing keeps it from being
+//! started or resumed by others: then the images change and the view's reads fail.
 
-use crate::core::domain::{Format, LeftOut, Sharing};
-use crate::core::facts::{Chain, ChainLayer, Storage};
-use crate::core::step::{ImageService, Step};
-use crate::core::viewspec::{Feed, Method, ShownDisk};
+use std::collections::BTreeMap;
 
-use super::{Case, DiskDecision, Plan, Wanted, candidates};
+use crate::core::domain::{Device, Format, Lifetime, Sharing};
+use crate::core::facts::{Chain, ChainLayer, GuestState, Storage};
+use crate::core::names::{Target, clone_of};
+use crate::core::options::{Pause, Running, Tracking};
+use crate::core::step::{ImageService, Step, Undo};
+use crate::core::viewspec::{Candidates, Feed, Images, ShownDisk};
 
-/// Why this disk cannot be read while its guest is off.
-pub(super) fn obstacle(wanted: &Wanted<'_>) -> Option<String> {
+use super::{Case, PointInTime, Wanted, candidates, hold};
+
+/// What stands in for a disk's images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// The guest was off when they were looked at.
+    AsSurveyed,
+    /// The guest wrote until the point in time.
+    AsTheyAre,
+    /// A clone of the uppermost; those below are nobody's to write to.
+    Clones,
+}
+
+pub(super) fn unfit(case: &Case<'_>) -> Option<String> {
+    if case.facts.guest.state == GuestState::ShutOff || case.options.pause == Pause::AsLongAsItTakes {
+        return None;
+    }
+    Some("the guest is not shut off: method offline needs it to be, or to be suspended until cleanup with --offline".to_owned())
+}
+
+/// Why this disk cannot be read while its guest does not write.
+pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
     let target = &wanted.disk.target;
     if wanted.disk.sharing == Sharing::Shareable {
         return Some(format!(
@@ -21,22 +44,69 @@ pub(super) fn obstacle(wanted: &Wanted<'_>) -> Option<String> {
             "a block device does not tell when a guest that is started writes to it: start the guest, or leave the \
              disk out with --exclude={target}"
         )),
-        Chain::Known(layers) if !layers.is_empty() => None,
-        Chain::Known(_) => Some(format!("{} has no image", wanted.disk.source)),
-        Chain::Unknown { why } => {
-            Some(format!("{why}: start the guest, or leave it out with --exclude={target}"))
-        }
+        _ => unreadable(case, wanted),
     }
 }
 
-pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut>) -> Plan {
-    let (mut shown, mut services, mut decisions) = (Vec::new(), Vec::new(), Vec::new());
+/// Why the images cannot be read without the guest's QEMU, or not as the user wants it.
+pub(super) fn unreadable(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
+    let target = &wanted.disk.target;
+    let off = case.facts.guest.state == GuestState::ShutOff;
+    match &wanted.facts.chain {
+        _ if case.options.tracking == Tracking::Bitmap && !off => {
+            Some("changes are tracked by bitmaps with method pull only".to_owned())
+        }
+        _ if wanted.disk.device == Device::Lun => Some("a LUN takes SCSI commands past QEMU".to_owned()),
+        _ if wanted.disk.lifetime == Lifetime::Transient && !off => {
+            Some("it is transient: what the guest writes is not in its image".to_owned())
+        }
+        Chain::Known(layers) if !layers.is_empty() => None,
+        Chain::Known(_) => Some(format!("{} has no image", wanted.disk.source)),
+        Chain::Unknown { why } if off => {
+            Some(format!("{why}: start the guest, or leave it out with --exclude={target}"))
+        }
+        Chain::Unknown { why } => Some(why.clone()),
+    }
+}
+
+pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
+    let hold = hold::for_long(case);
+    let off = case.facts.guest.state == GuestState::ShutOff;
+    let (disks, services) = shown(case, wanted, if off { Read::AsSurveyed } else { Read::AsTheyAre });
+    let claims = services.iter().map(|s| Step::ClaimFile { path: s.socket.clone() }).collect();
+    let note = match (off, case.options.running) {
+        (true, _) => "a guest that is started while its view is mounted makes the view's reads fail",
+        (false, Running::ShutDown { .. }) => "the guest is shut down until cleanup",
+        (false, Running::Stays) => "the guest is suspended until cleanup",
+    };
+    let take = hold.into_iter().chain(services.into_iter().map(Step::ServeImage)).collect();
+    let notes = [note.to_owned()].into_iter().chain(hold::notes(case)).collect();
+    PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release: BTreeMap::new() }
+}
+
+/// For each disk that has one, what ends its server.
+pub(super) fn stops(services: &[ImageService]) -> BTreeMap<Target, Vec<Undo>> {
+    let stop = |service: &ImageService| {
+        (service.target.clone(), vec![Undo::StopImage { socket: service.socket.clone() }])
+    };
+    services.iter().map(stop).collect()
+}
+
+/// The disks with where they are read, and the servers that this needs.
+pub(super) fn shown(
+    case: &Case<'_>,
+    wanted: &[Wanted<'_>],
+    read: Read,
+) -> (Vec<ShownDisk>, Vec<ImageService>) {
+    let (mut shown, mut services) = (Vec::new(), Vec::new());
     for disk in wanted {
         let Chain::Known(chain) = &disk.facts.chain else { unreachable!("obstacle() refused it") };
+        let mut chain = chain.clone();
+        if read == Read::Clones {
+            chain[0].path = clone_of(&chain[0].path, case.job);
+        }
         let target = disk.disk.target.clone();
-        let candidates = candidates::by_fingerprint(case, disk);
-        decisions.push(DiskDecision { target: target.clone(), what: candidates::describe(&candidates) });
-        let feed = feed(case, disk, chain);
+        let feed = feed(case, disk, &chain);
         if let Feed::Nbd { socket, .. } = &feed {
             let socket = socket.clone();
             services.push(ImageService { target: target.clone(), socket, chain: chain.clone() });
@@ -45,33 +115,26 @@ pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut
             name: case.names.shown_disk(&target),
             feed,
             capacity: disk.facts.capacity,
-            candidates,
+            candidates: candidates(case, disk, read),
             // A bitmap that counts from an earlier generation goes on to hold all that changes after this one.
             checkpoint_after: candidates::usable_base(case, disk)
                 .ok()
                 .filter(|_| super::wants_checkpoints(case)),
-            images: chain.clone(),
+            images: match read {
+                Read::AsSurveyed => Images::AsSurveyed(chain),
+                Read::AsTheyAre | Read::Clones => Images::AsFound(chain),
+            },
             base: super::base(case, &target),
             target,
         });
     }
+    (shown, services)
+}
 
-    let mut steps = super::opening(case);
-    steps.extend(services.iter().map(|s| Step::ClaimFile { path: s.socket.clone() }));
-    steps.extend(super::spec(case, Method::Offline, shown, &left_out, None));
-    steps.extend(services.into_iter().map(Step::ServeImage));
-    steps.push(super::start_view(case));
-    let generation = super::next_generation(case);
-    let notes =
-        vec!["a guest that is started while its view is mounted makes the view's reads fail".to_owned()];
-    Plan {
-        domain: case.domain.id.clone(),
-        method: Method::Offline,
-        generation,
-        disks: decisions,
-        left_out,
-        notes,
-        steps,
+fn candidates(case: &Case<'_>, disk: &Wanted<'_>, read: Read) -> Candidates {
+    match read {
+        Read::AsSurveyed => candidates::by_fingerprint(case, disk),
+        Read::AsTheyAre | Read::Clones => candidates::by_digest(case),
     }
 }
 

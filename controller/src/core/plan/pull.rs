@@ -1,31 +1,41 @@
 //! Method pull: one libvirt backup job serves all disks of a running guest as of one point in time.
 //! The definition is not touched and the guest is not paused.
 
-use crate::core::domain::{Device, LeftOut, Lifetime, Sharing, Source};
-use crate::core::facts::Agent;
-use crate::core::names::CheckpointName;
-use crate::core::options::{Quiesce, Tracking};
-use crate::core::step::{BackupDisk, BackupRequest, DiskTracking, Need, Step};
-use crate::core::units::Bytes;
-use crate::core::viewspec::{Candidates, Feed, Method, Room, ShownDisk};
+use std::collections::BTreeMap;
 
-use super::{Case, DiskDecision, Plan, Wanted, candidates};
+use crate::core::domain::{Device, Lifetime, Sharing, Source};
+use crate::core::facts::{GuestState, PullSupport};
+use crate::core::names::CheckpointName;
+use crate::core::options::Tracking;
+use crate::core::step::{BackupDisk, BackupRequest, DiskTracking, Step};
+use crate::core::units::Bytes;
+use crate::core::viewspec::{Candidates, Feed, Images, Room, ShownDisk};
+
+use super::{Case, PointInTime, Wanted, candidates, hold};
 
 /// With less room for scratch files a backup is not begun.
 const LEAST_SCRATCH: Bytes = Bytes(8 << 20);
 /// When less than this is left, the backup is ended, and the view with it: half of what there was, or this.
 const RESERVE: Bytes = Bytes(1 << 30);
 
+pub(super) fn unfit(case: &Case<'_>) -> Option<String> {
+    match (&case.facts.guest.state, &case.facts.guest.pull) {
+        (GuestState::ShutOff, _) => Some("the guest is shut off: method pull needs it to run".to_owned()),
+        (_, PullSupport::No { why }) => Some(why.clone()),
+        _ if case.facts.scratch_free < LEAST_SCRATCH => Some(format!(
+            "{} are free for scratch files in {}: at least {LEAST_SCRATCH} are needed",
+            case.facts.scratch_free,
+            case.names.scratch_dir().display()
+        )),
+        _ => None,
+    }
+}
+
 /// Why this disk cannot be part of a pull backup.
 pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
     let disk = wanted.disk;
     let exclude = format!("leave it out with --exclude={}", disk.target);
     let why = match &disk.source {
-        _ if case.facts.scratch_free < LEAST_SCRATCH => format!(
-            "{} are free for scratch files in {}: at least {LEAST_SCRATCH} are needed",
-            case.facts.scratch_free,
-            case.names.scratch_dir().display()
-        ),
         Source::VhostUser { .. } | Source::Directory(_) | Source::Unknown { .. } => {
             format!("{} is not within reach of QEMU's backup: {exclude}", disk.source)
         }
@@ -46,78 +56,58 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
     Some(why)
 }
 
-pub(super) fn plan(case: &Case<'_>, wanted: &[Wanted<'_>], left_out: Vec<LeftOut>) -> Plan {
+pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let generation = super::next_generation(case);
+    let (names, domain) = (case.names, &case.domain.id);
     let tracked = |w: &Wanted<'_>| super::wants_checkpoints(case) && candidates::no_bitmap(case, w).is_none();
-    let new_checkpoint =
-        wanted.iter().any(tracked).then(|| CheckpointName::new(&case.domain.id.uuid, generation, case.job));
+    let checkpoint =
+        wanted.iter().any(tracked).then(|| CheckpointName::new(&domain.uuid, generation, case.job));
 
-    let (mut shown, mut jobs, mut decisions) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut shown, mut jobs) = (Vec::new(), Vec::new());
     for disk in wanted {
-        let checkpoint = new_checkpoint.clone().filter(|_| tracked(disk));
+        let checkpoint = checkpoint.clone().filter(|_| tracked(disk));
         let candidates = disk_candidates(case, disk, checkpoint.as_ref());
         let target = disk.disk.target.clone();
-        decisions.push(DiskDecision { target: target.clone(), what: candidates::describe(&candidates) });
         jobs.push(BackupDisk {
             target: target.clone(),
-            scratch: case.names.scratch_file(&target),
+            scratch: names.scratch_file(&target),
             tracking: tracking(&candidates, checkpoint.as_ref()),
         });
         shown.push(ShownDisk {
-            name: case.names.shown_disk(&target),
-            feed: Feed::Nbd { socket: case.names.backup_socket(), export: target.to_string() },
+            name: names.shown_disk(&target),
+            feed: Feed::Nbd { socket: names.backup_socket(), export: target.to_string() },
             capacity: disk.facts.capacity,
             candidates,
             checkpoint_after: checkpoint,
-            images: Vec::new(),
+            images: Images::AsSurveyed(Vec::new()),
             base: super::base(case, &target),
             target,
         });
     }
 
-    let steps =
-        steps(case, new_checkpoint, jobs, super::spec(case, Method::Pull, shown, &left_out, room(case)));
-    let notes = notes(case, wanted);
-    let domain = case.domain.id.clone();
-    Plan { domain, method: Method::Pull, generation, disks: decisions, left_out, notes, steps }
-}
+    let mut claims = vec![Step::MakeDir { path: names.scratch_dir() }];
+    claims.extend(jobs.iter().map(|disk| Step::ClaimFile { path: disk.scratch.clone() }));
+    claims.push(Step::ClaimFile { path: names.backup_socket() });
 
-/// Undone from the last to the first: view, job, generation, files, checkpoints.
-fn steps(
-    case: &Case<'_>,
-    checkpoint: Option<CheckpointName>,
-    disks: Vec<BackupDisk>,
-    spec: Vec<Step>,
-) -> Vec<Step> {
-    let (names, domain) = (case.names, &case.domain.id);
-    let taken: Vec<_> = disks.iter().map(|disk| &disk.target).collect();
+    let taken: Vec<_> = jobs.iter().map(|disk| &disk.target).collect();
     let without = case.domain.disks.iter().map(|d| &d.target).filter(|target| !taken.contains(target));
-    let without = without.cloned().collect();
-
-    let mut steps = Vec::new();
-    // Claimed even when this backup makes none: then the one of an earlier backup has to go.
-    let name = checkpoint
-        .clone()
-        .unwrap_or_else(|| CheckpointName::new(&domain.uuid, super::next_generation(case), case.job));
-    steps.push(Step::ClaimCheckpoint { domain: domain.clone(), name, index_dir: names.index_dir() });
-    steps.extend(super::opening(case));
-    steps.push(Step::MakeDir { path: names.scratch_dir() });
-    steps.extend(disks.iter().map(|disk| Step::ClaimFile { path: disk.scratch.clone() }));
-    steps.push(Step::ClaimFile { path: names.backup_socket() });
-    steps.extend(spec);
-
-    let request =
-        BackupRequest { domain: domain.clone(), socket: names.backup_socket(), checkpoint, disks, without };
-    match freeze(case) {
-        None => steps.push(Step::BeginBackup(request)),
-        Some(need) => {
-            let freeze = Step::Freeze { domain: domain.clone(), need };
-            let thaw = freeze.undo().map(Step::Early);
-            steps.extend([freeze, Step::BeginBackup(request)].into_iter().chain(thaw));
-        }
+    let request = BackupRequest {
+        domain: domain.clone(),
+        socket: names.backup_socket(),
+        checkpoint: checkpoint.clone(),
+        without: without.cloned().collect(),
+        disks: jobs,
+    };
+    let take = hold::atomically(case, vec![Step::BeginBackup(request)]);
+    PointInTime {
+        disks: shown,
+        notes: notes(case, wanted),
+        room: room(case),
+        checkpoint,
+        claims,
+        take,
+        release: BTreeMap::new(),
     }
-    steps.push(super::start_view(case));
-    steps
 }
 
 /// A scratch file that cannot grow makes QEMU fail writes of the guest: the backup ends before that.
@@ -128,14 +118,6 @@ fn room(case: &Case<'_>) -> Option<Room> {
     then.extend(["end-backup".to_owned(), domain.uuid.to_string(), socket]);
     let least_free = Bytes(case.facts.scratch_free.0 / 2).min(RESERVE);
     Some(Room { dir: case.names.scratch_dir(), least_free, then })
-}
-
-fn freeze(case: &Case<'_>) -> Option<Need> {
-    match (case.options.quiesce, case.facts.guest.agent) {
-        (Quiesce::No, _) | (Quiesce::Auto, Agent::Absent) => None,
-        (Quiesce::Auto, Agent::Connected) => Some(Need::Wished),
-        (Quiesce::Require, _) => Some(Need::Required),
-    }
 }
 
 fn disk_candidates(case: &Case<'_>, disk: &Wanted<'_>, checkpoint: Option<&CheckpointName>) -> Candidates {
@@ -171,8 +153,6 @@ fn notes(case: &Case<'_>, wanted: &[Wanted<'_>]) -> Vec<String> {
              short, the view ends, not the guest"
         ));
     }
-    if case.options.quiesce == Quiesce::Auto && case.facts.guest.agent == Agent::Absent {
-        notes.push("no guest agent: the disks are as after a power cut".to_owned());
-    }
+    notes.extend(hold::notes(case));
     notes
 }

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::*;
-use crate::core::domain::Format;
+use crate::core::domain::{Format, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
-use crate::core::options::{ChunkSize, Quiesce};
+use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running};
 use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
 use crate::core::units::Bytes;
@@ -52,7 +52,8 @@ fn given() -> Given {
     .unwrap();
     let disk = |format, path: &str, bitmaps| {
         let layer = chain_layer(format, path, 7);
-        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]) }
+        let reflink = Reflink::Impossible { why: "the file system cannot share blocks".to_owned() };
+        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]), reflink }
     };
     let disks = BTreeMap::from([
         (target("vda"), disk(Format::Qcow2, "/i/a.qcow2", BitmapSupport::Qcow2V3)),
@@ -62,6 +63,7 @@ fn given() -> Given {
         state: GuestState::Running,
         definition: Definition::Persistent,
         agent: Agent::Absent,
+        pull: PullSupport::Yes,
         backup_job: None,
     };
     let facts = Facts {
@@ -70,6 +72,7 @@ fn given() -> Given {
         checkpoints: Vec::new(),
         index: BTreeMap::new(),
         mount_point: MountPoint::Absent,
+        nvram: Nvram::None,
         scratch_free: Bytes(100 << 30),
     };
     let options = Chunkmount {
@@ -78,6 +81,9 @@ fn given() -> Given {
         tracking: Tracking::Auto,
         exclude: BTreeSet::new(),
         chunk_size: ChunkSize::DEFAULT,
+        pause: Pause::Never,
+        running: Running::Stays,
+        memory: Memory::LeftOut,
         own_command: vec!["/usr/bin/virt-backup".to_owned()],
     };
     Given { domain, facts, options }
@@ -110,7 +116,15 @@ impl Given {
         let names = Names::new(&Places::default(), &self.domain.id.name);
         let (job, definition_xml) = (JobId::from_bits(9), "<domain/>");
         let (domain, facts, options) = (&self.domain, &self.facts, &self.options);
-        chunkmount(Case { domain, definition_xml, facts, options, names: &names, job: &job })
+        chunkmount(Case {
+            domain,
+            definition_xml,
+            facts,
+            options,
+            names: &names,
+            job: &job,
+            purpose: Purpose::View,
+        })
     }
 
     fn spec(&self) -> ViewSpec {

@@ -120,6 +120,71 @@ impl Drop for Checkpoint {
     }
 }
 
+/// What a snapshot is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    DisksAlone,
+    /// The guest runs on while its memory is saved.
+    DisksAndMemory,
+}
+
+/// Snapshots all disks of the XML or none; libvirt keeps no record of the snapshot.
+pub(super) fn snapshot(domain: &Domain, xml: &str, of: Of) -> Result<(), Error> {
+    let xml = CString::new(xml)?;
+    let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        | sys::VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        | match of {
+            Of::DisksAlone => sys::VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
+            Of::DisksAndMemory => sys::VIR_DOMAIN_SNAPSHOT_CREATE_LIVE,
+        };
+    // SAFETY: the domain is alive, and the text ends with NUL and outlives the call.
+    let snapshot = unsafe { sys::virDomainSnapshotCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
+    if snapshot.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: it is ours, and this is the last use.
+    done(unsafe { sys::virDomainSnapshotFree(snapshot) })
+}
+
+/// Begins to merge the uppermost image of a disk, `top`, into `base` below it.
+pub(super) fn begin_commit(domain: &Domain, target: &str, top: &str, base: &str) -> Result<(), Error> {
+    let (target, top, base) = (CString::new(target)?, CString::new(top)?, CString::new(base)?);
+    let flags = sys::VIR_DOMAIN_BLOCK_COMMIT_ACTIVE;
+    // SAFETY: the domain is alive, and the texts end with NUL and outlive the call.
+    done(unsafe {
+        sys::virDomainBlockCommit(domain.as_ptr(), target.as_ptr(), base.as_ptr(), top.as_ptr(), 0, flags)
+    })
+}
+
+/// How a block job on a disk is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JobEnd {
+    /// The disk goes on with what the job has made.
+    Pivot,
+    /// The disk goes on as before the job.
+    GiveUp,
+}
+
+pub(super) fn end_block_job(domain: &Domain, target: &str, end: JobEnd) -> Result<(), Error> {
+    let target = CString::new(target)?;
+    let flags = match end {
+        JobEnd::Pivot => sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
+        JobEnd::GiveUp => 0,
+    };
+    // SAFETY: the domain is alive, and the text ends with NUL and outlives the call.
+    done(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), target.as_ptr(), flags) })
+}
+
+/// How far a block job on a disk has come, in units of its own. None: there is no job.
+pub(super) fn block_job(domain: &Domain, target: &str) -> Result<Option<u64>, Error> {
+    let target = CString::new(target)?;
+    let mut info = sys::virDomainBlockJobInfo { type_: 0, bandwidth: 0, cur: 0, end: 0 };
+    // SAFETY: the domain is alive, the text ends with NUL and outlives the call, and `info` is ours to write to.
+    let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), target.as_ptr(), &mut info, 0) };
+    done(found)?;
+    Ok((found > 0).then_some(info.cur))
+}
+
 /// Freezes all of the guest's file systems; gives up after the agent's silence of so many seconds.
 pub(super) fn freeze(domain: &Domain, within_secs: i32) -> Result<(), Error> {
     // SAFETY: the domain is alive.

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
 use crate::core::facts::{Agent, BackupJob};
 use crate::core::names::Target;
-use crate::core::step::{BackupRequest, DiskTracking, export_bitmap};
+use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest, export_bitmap};
 
 /// `<domainbackup>` for all disks of a request; the export of a disk has the name of its target.
 pub(super) fn backup_of(request: &BackupRequest) -> String {
@@ -57,6 +57,105 @@ pub(super) fn checkpoint_of(request: &BackupRequest) -> Option<String> {
          backup</description><disks>{disks}</disks></domaincheckpoint>",
         escaped(name.as_str())
     ))
+}
+
+/// `<domainsnapshot>` that gives each disk of a request its overlay.
+pub(super) fn snapshot_of(request: &OverlayRequest) -> String {
+    let mut disks = String::new();
+    for overlay in &request.overlays {
+        let (target, file) = (&overlay.target, escaped(&overlay.overlay.to_string_lossy()));
+        put(
+            &mut disks,
+            format_args!(
+                "<disk name='{target}' snapshot='external' type='file'><driver type='qcow2'/>\
+                 <source file='{file}'/></disk>"
+            ),
+        );
+    }
+    for target in &request.without {
+        put(&mut disks, format_args!("<disk name='{target}' snapshot='no'/>"));
+    }
+    let memory = request
+        .memory
+        .as_ref()
+        .map(|file| format!("<memory snapshot='external' file='{}'/>", escaped(&file.to_string_lossy())));
+    format!("<domainsnapshot>{}<disks>{disks}</disks></domainsnapshot>", memory.unwrap_or_default())
+}
+
+/// A disk of a domain, as far as a merge is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DiskNow {
+    pub file: Option<PathBuf>,
+    pub job: Option<CommitNow>,
+}
+
+/// An active commit that works on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CommitNow {
+    pub into: Option<PathBuf>,
+    pub ready: bool,
+}
+
+/// None: the domain has no such disk.
+pub(super) fn disk_now(domain: &str, target: &Target) -> Result<Option<DiskNow>, roxmltree::Error> {
+    let document = Document::parse(domain)?;
+    let Some(disk) = disk_node(&document, target) else { return Ok(None) };
+    let job = child(disk, "mirror")
+        .map(|mirror| CommitNow { into: file_of(mirror), ready: mirror.attribute("ready") == Some("yes") });
+    Ok(Some(DiskNow { file: file_of(disk), job }))
+}
+
+/// Does any image of any disk have this path?
+pub(super) fn mentions(domain: &str, file: &Path) -> Result<bool, roxmltree::Error> {
+    let document = Document::parse(domain)?;
+    let mut sources = document.descendants().filter(|node| node.has_tag_name("source"));
+    Ok(sources.any(|source| source.attribute("file").is_some_and(|path| Path::new(path) == file)))
+}
+
+/// The definition of a domain with a disk on its image again, which it was before it got the overlay. Every other byte
+/// stays. None: the disk is not on the overlay.
+pub(super) fn without_overlay(domain: &str, overlay: &Overlay) -> Result<Option<String>, roxmltree::Error> {
+    let document = Document::parse(domain)?;
+    let Some(disk) = disk_node(&document, &overlay.target) else { return Ok(None) };
+    if file_of(disk).as_deref() != Some(&overlay.overlay) {
+        return Ok(None);
+    }
+    let mut splices: Vec<(std::ops::Range<usize>, String)> = Vec::new();
+    let file = child(disk, "source").and_then(|source| source.attribute_node("file"));
+    splices.extend(file.map(|file| (file.range_value(), escaped(&overlay.base.to_string_lossy()))));
+    let format = child(disk, "driver").and_then(|driver| driver.attribute_node("type"));
+    splices.extend(format.map(|format| (format.range_value(), escaped(&overlay.base_format.to_string()))));
+    if let Some(store) = child(disk, "backingStore") {
+        let below = child(store, "backingStore").map(|below| domain[below.range()].to_owned());
+        let mut range = store.range();
+        if below.is_none() {
+            // With the line it stands on.
+            range.start = domain[..range.start].trim_end().len();
+        }
+        splices.push((range, below.unwrap_or_default()));
+    }
+    splices.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
+    let mut text = domain.to_owned();
+    for (range, new) in splices {
+        text.replace_range(range, &new);
+    }
+    Ok(Some(text))
+}
+
+fn disk_node<'a>(document: &'a Document<'_>, target: &Target) -> Option<Node<'a, 'a>> {
+    let devices = document.root_element().children().find(|node| node.has_tag_name("devices"))?;
+    devices
+        .children()
+        .filter(|node| node.has_tag_name("disk"))
+        .find(|disk| child(*disk, "target").and_then(|node| node.attribute("dev")) == Some(target.as_str()))
+}
+
+fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
+    node.children().find(|child| child.has_tag_name(name))
+}
+
+fn file_of(disk: Node<'_, '_>) -> Option<PathBuf> {
+    disk.children().find(|node| node.has_tag_name("source"))?.attribute("file").map(PathBuf::from)
 }
 
 fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
@@ -177,6 +276,46 @@ mod tests {
         let covered: Vec<_> = bitmaps(&xml).unwrap().into_keys().map(String::from).collect();
         assert_eq!(covered, ["vda", "vdc"]);
         assert_eq!(checkpoint_of(&BackupRequest { checkpoint: None, ..request() }), None);
+    }
+
+    fn overlay() -> Overlay {
+        let (target, base_format) = (Target::new("vda").unwrap(), crate::core::domain::Format::Raw);
+        Overlay { target, overlay: "/i/it's.ov".into(), base: "/i/it's".into(), base_format }
+    }
+
+    #[test]
+    fn a_definition_on_an_overlay_becomes_what_it_was() {
+        let store = |inner: &str| {
+            format!(
+                "\n  <backingStore type='file'><format type='raw'/><source file='/i/it&apos;s'/>{inner}</backingStore>"
+            )
+        };
+        let disk = |format: &str, file: &str, store: &str| {
+            format!(
+                "<domain><devices><!-- a --><disk><driver name='qemu' type='{format}'/>\n  \
+                 <source file='/i/it&apos;s{file}'/>{store}\n  <target dev='vda'/></disk></devices></domain>"
+            )
+        };
+        let below = "<backingStore type='file'><source file='/i/deep'/></backingStore>";
+        for (before, during) in [
+            (disk("raw", "", ""), disk("qcow2", ".ov", &store(""))),
+            (disk("raw", "", &format!("\n  {below}")), disk("qcow2", ".ov", &store(below))),
+        ] {
+            assert_eq!(without_overlay(&during, &overlay()).unwrap(), Some(before.clone()));
+            assert_eq!(without_overlay(&before, &overlay()).unwrap(), None, "as often as one likes");
+            assert!(mentions(&during, Path::new("/i/it's.ov")).unwrap());
+            assert!(!mentions(&before, Path::new("/i/it's.ov")).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_commit_is_known_by_its_mirror() {
+        let xml = "<domain><devices><disk><source file='/i/ov'/><mirror type='file' job='active-commit' ready='yes'>\
+            <source file='/i/base'/></mirror><target dev='vda'/></disk></devices></domain>";
+        let job = Some(CommitNow { into: Some("/i/base".into()), ready: true });
+        let expected = DiskNow { file: Some("/i/ov".into()), job };
+        assert_eq!(disk_now(xml, &overlay().target).unwrap(), Some(expected));
+        assert_eq!(disk_now(xml, &Target::new("vdb").unwrap()).unwrap(), None);
     }
 
     #[test]

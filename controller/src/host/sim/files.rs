@@ -9,7 +9,7 @@ use crate::core::facts::Fingerprint;
 use crate::core::units::Bytes;
 use crate::host::{Created, Entry, Files, Guard, Removal};
 
-use super::{Node, SimHost, World};
+use super::{Guest, Node, Power, SimHost, World};
 
 impl Files for SimHost {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
@@ -68,12 +68,36 @@ impl Files for SimHost {
         )
     }
 
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.effect("copy_file", |world| match world.nodes.get(from) {
+            Some(Node::File(content)) => put(world, to, &content.clone()),
+            _ => bail!("{} is not a plain file", from.display()),
+        })
+    }
+
+    fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.effect("clone_file", |world| {
+            let Some(image) = world.image(from).cloned() else { bail!("{} is no image", from.display()) };
+            let held = |guest: &Guest| guest.power == Power::Off || guest.suspended;
+            let writer = world.guests.values().find(|guest| guest.disks.values().any(|path| path == from));
+            if !writer.is_none_or(held) {
+                world.violations.push(format!("{} is cloned while its guest writes", from.display()));
+            }
+            world.nodes.insert(to.to_owned(), Node::Clone(image));
+            Ok(())
+        })
+    }
+
     fn make_dir(&self, path: &Path) -> Result<Created> {
         self.effect("make_dir", |world| {
             let was_there = world.nodes.contains_key(path);
             world.add_dirs(path);
             Ok(if was_there { Created::WasThere } else { Created::Now })
         })
+    }
+
+    fn make_private_dir(&self, path: &Path) -> Result<Created> {
+        self.make_dir(path)
     }
 
     fn remove_file(&self, path: &Path) -> Result<Removal> {

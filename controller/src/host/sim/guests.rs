@@ -10,20 +10,20 @@ use anyhow::{Context, Result, bail};
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
     Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Clock, Definition,
-    DiskFacts, GuestFacts, GuestState, Storage,
+    DiskFacts, GuestFacts, GuestState, PullSupport, Reflink, Storage,
 };
-use crate::core::names::{CheckpointName, Target};
-use crate::core::step::{BackupRequest, DiskTracking};
-use crate::host::{Guests, Removal, XmlView};
+use crate::core::names::{CheckpointName, Target, image_of_overlay};
+use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
+use crate::host::{Begin, Guests, Removal, XmlView};
 
 use super::world::{CHUNKS, Dirty, Job};
-use super::{Guest, Node, Power, SimHost, World};
+use super::{Guest, Image, Node, Power, SimHost, World};
 
 impl Guests for SimHost {
     fn domain_xml(&self, vm: &str, _view: XmlView) -> Result<Option<String>> {
         self.ask(|world| {
             let found = world.guests.iter().find(|(uuid, guest)| guest.name == vm || uuid.as_str() == vm);
-            Ok(found.map(|(_, guest)| guest.xml.clone()))
+            Ok(found.map(|(_, guest)| live_xml(guest)))
         })
     }
 
@@ -31,11 +31,13 @@ impl Guests for SimHost {
         self.ask(|world| {
             let guest = world.guests.get(&domain.uuid).context("there is no such domain")?;
             let state = match guest.power {
+                Power::On if guest.suspended => GuestState::Paused,
                 Power::On => GuestState::Running,
                 Power::Off => GuestState::ShutOff,
             };
             let backup_job = guest.job.as_ref().map(|job| BackupJob { socket: Some(job.socket.clone()) });
-            Ok(GuestFacts { state, definition: Definition::Persistent, agent: Agent::Connected, backup_job })
+            let (definition, agent, pull) = (Definition::Persistent, Agent::Connected, PullSupport::Yes);
+            Ok(GuestFacts { state, definition, agent, pull, backup_job })
         })
     }
 
@@ -52,7 +54,8 @@ impl Guests for SimHost {
                 fingerprint,
                 clock: Clock::Settled,
             };
-            Ok(DiskFacts { capacity: world.capacity(), bitmaps, chain: Chain::Known(vec![layer]) })
+            let (capacity, chain) = (world.capacity(), Chain::Known(vec![layer]));
+            Ok(DiskFacts { capacity, bitmaps, chain, reflink: Reflink::Possible })
         })
     }
 
@@ -104,6 +107,80 @@ impl Guests for SimHost {
         })
     }
 
+    fn take_overlays(&self, request: &OverlayRequest) -> Result<()> {
+        self.effect("take_overlays", |world| take_overlays(world, request))
+    }
+
+    fn merge_overlay(&self, domain: &DomainId, overlay: &Overlay) -> Result<Removal> {
+        let on = |world: &World, path: &Path| {
+            world
+                .guests
+                .get(&domain.uuid)
+                .and_then(|guest| guest.disks.get(&overlay.target))
+                .is_some_and(|p| p == path)
+        };
+        if self.ask(|world| Ok(on(world, &overlay.overlay)))? {
+            // Once without effect on what the guest sees, and once with what it has written since.
+            self.effect("commit", |world| commit(world, overlay))?;
+            self.effect("pivot", |world| {
+                commit(world, overlay)?;
+                let guest = world.guests.get_mut(&domain.uuid).context("there is no such domain")?;
+                guest.disks.insert(overlay.target.clone(), overlay.base.clone());
+                Ok(())
+            })?;
+        }
+        if !self.ask(|world| Ok(on(world, &overlay.base)))? {
+            bail!("the guest is not proven to use {}", overlay.base.display());
+        }
+        self.effect("remove the overlay", |world| {
+            let removed = world.nodes.remove(&overlay.overlay).is_some();
+            Ok(if removed { Removal::Removed } else { Removal::AlreadyGone })
+        })
+    }
+
+    fn suspend(&self, domain: &DomainId) -> Result<()> {
+        self.effect("suspend", |world| {
+            let guest = world.guests.get_mut(&domain.uuid).context("there is no such domain")?;
+            if guest.power == Power::Off {
+                bail!("the guest is not running");
+            }
+            guest.suspended = true;
+            Ok(())
+        })
+    }
+
+    fn resume(&self, domain: &DomainId) -> Result<Removal> {
+        self.effect("resume", |world| {
+            let Some(guest) = world.guests.get_mut(&domain.uuid) else { return Ok(Removal::AlreadyGone) };
+            let was = std::mem::replace(&mut guest.suspended, false);
+            Ok(if was { Removal::Removed } else { Removal::AlreadyGone })
+        })
+    }
+
+    fn shut_down(&self, domain: &DomainId, _within: Duration) -> Result<()> {
+        self.effect("shut_down", |world| {
+            let guest = world.guests.get_mut(&domain.uuid).context("there is no such domain")?;
+            if guest.power == Power::Off || guest.suspended {
+                bail!("the guest is not running");
+            }
+            guest.power = Power::Off;
+            guest.job = None;
+            Ok(())
+        })
+    }
+
+    fn start(&self, domain: &DomainId, begin: Begin) -> Result<Removal> {
+        self.effect("start", |world| {
+            let guest = world.guests.get_mut(&domain.uuid).context("there is no such domain")?;
+            if guest.power == Power::On {
+                return Ok(Removal::AlreadyGone);
+            }
+            guest.power = Power::On;
+            guest.suspended = begin == Begin::Suspended;
+            Ok(Removal::Removed)
+        })
+    }
+
     fn freeze(&self, domain: &DomainId, _within: Duration) -> Result<()> {
         self.effect("freeze", |world| {
             world.guests.get_mut(&domain.uuid).context("there is no such domain")?.frozen = true;
@@ -118,6 +195,71 @@ impl Guests for SimHost {
             Ok(if was_frozen { Removal::Removed } else { Removal::AlreadyGone })
         })
     }
+}
+
+/// As libvirt tells it while a disk is on an overlay.
+fn live_xml(guest: &Guest) -> String {
+    let mut xml = guest.xml.clone();
+    for path in guest.disks.values() {
+        let Some(base) = image_of_overlay(path) else { continue };
+        for format in ["raw", "qcow2"] {
+            let (base, overlay) = (base.display(), path.display());
+            let before = format!("<driver type='{format}'/><source file='{base}'/>");
+            let now = format!(
+                "<driver type='qcow2'/><source file='{overlay}'/><backingStore type='file'>\
+                 <format type='{format}'/><source file='{base}'/></backingStore>"
+            );
+            xml = xml.replace(&before, &now);
+        }
+    }
+    xml
+}
+
+fn take_overlays(world: &mut World, request: &OverlayRequest) -> Result<()> {
+    let guest = world.guests.get_mut(&request.domain.uuid).context("there is no such domain")?;
+    if guest.power == Power::Off || guest.job.is_some() {
+        bail!("no snapshot is possible now");
+    }
+    for Overlay { target, overlay, base, .. } in &request.overlays {
+        if guest.disks.get(target) != Some(base) || world.nodes.contains_key(overlay) {
+            bail!("{target} is not on {}", base.display());
+        }
+    }
+    for Overlay { target, overlay, base, .. } in &request.overlays {
+        let Some(Node::Image(image)) = world.nodes.get(base).cloned() else { bail!("the image is gone") };
+        world.nodes.insert(overlay.clone(), Node::Image(image));
+        guest.disks.insert(target.clone(), overlay.clone());
+    }
+    if let Some(memory) = &request.memory {
+        let image = Image {
+            chunks: [7; CHUNKS],
+            bitmaps: BitmapSupport::NotQcow2,
+            dirty: BTreeMap::new(),
+            touched: 0,
+        };
+        world.nodes.insert(memory.clone(), Node::Clone(image));
+    }
+    Ok(())
+}
+
+/// What the guest has written meanwhile is in the image, too.
+fn commit(world: &mut World, overlay: &Overlay) -> Result<()> {
+    let Some(Node::Image(above)) = world.nodes.get(&overlay.overlay).cloned() else {
+        bail!("the overlay is gone")
+    };
+    let base = world.image_mut(&overlay.base).context("the image is gone")?;
+    base.chunks = above.chunks;
+    base.touched += 1;
+    for (name, dirty) in &mut base.dirty {
+        match above.dirty.get(name) {
+            Some(above) => {
+                dirty.consistent &= above.consistent;
+                dirty.chunks.iter_mut().zip(above.chunks).for_each(|(one, other)| *one |= other);
+            }
+            None => dirty.consistent = false,
+        }
+    }
+    Ok(())
 }
 
 fn bitmap_state(world: &World, guest: &Guest, target: &Target, checkpoint: &str) -> BitmapState {

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
-use crate::core::names::{JobId, Target};
-use crate::core::point::ImagesMark;
-use crate::core::step::{ImageService, ViewService};
+use crate::core::names::{JobId, Target, partial_of};
+use crate::core::step::{CopyRequest, CopyTo, ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::host::{Processes, Removal};
 
@@ -30,6 +29,11 @@ impl Processes for SimHost {
         let world = &mut *self.world.borrow_mut();
         world.jobs_named += 1;
         Ok(JobId::from_bits(world.jobs_named))
+    }
+
+    /// Here everything happens at once.
+    fn let_settle(&self, _last_sign: &Path) -> Result<()> {
+        Ok(())
     }
 
     fn lives(&self, process: &ProcessId) -> Result<bool> {
@@ -88,6 +92,25 @@ impl Processes for SimHost {
             servers.iter().for_each(|pid| world.end_process(*pid));
             let there = world.nodes.remove(socket).is_some();
             Ok(removal(there || !servers.is_empty()))
+        })
+    }
+
+    fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String> {
+        let content = self.ask(|world| feed(world, &copy.feed))?;
+        let (CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. }) = &copy.to else {
+            return self.effect("pipe a disk", |_| Ok(String::new()));
+        };
+        self.effect("begin a copy", |world| {
+            world.nodes.insert(dir.join(partial_of(name)), Node::File(b"half".to_vec()));
+            Ok(())
+        })?;
+        if interrupted() {
+            bail!("interrupted");
+        }
+        self.effect("end a copy", |world| {
+            world.nodes.remove(&dir.join(partial_of(name)));
+            world.nodes.insert(dir.join(name), Node::File(format!("{content:?}").into_bytes()));
+            Ok("digest".to_owned())
         })
     }
 
@@ -203,7 +226,7 @@ fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
         capacity: disk.capacity,
         chunk_size: spec.chunk_size,
         checkpoint: disk.checkpoint_after.clone(),
-        images: ImagesMark::of(&disk.images),
+        images: disk.images.mark(),
         trust: Trust::AsRecorded,
     });
     true

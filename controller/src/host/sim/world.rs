@@ -23,6 +23,8 @@ pub struct World {
     pub indexes: BTreeMap<PathBuf, BTreeMap<Target, Index>>,
     /// What must never be and was: a changed chunk not called a candidate, for one.
     pub violations: Vec<String>,
+    /// What each guest had on its disks, after each of its writes.
+    pub moments: Vec<BTreeMap<Target, [u64; CHUNKS]>>,
     pub(super) next_pid: u32,
     pub(super) writes: u64,
     pub(super) jobs_named: u64,
@@ -34,7 +36,9 @@ pub enum Node {
     File(Vec<u8>),
     Socket,
     Scratch,
+    /// Also an overlay: what the guest sees through it.
     Image(Image),
+    Clone(Image),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +81,7 @@ pub struct Guest {
     pub xml: String,
     pub power: Power,
     pub frozen: bool,
+    pub suspended: bool,
     /// Disks and the images behind them.
     pub disks: BTreeMap<Target, PathBuf>,
     pub job: Option<Job>,
@@ -106,7 +111,7 @@ pub struct Index {
 impl World {
     pub fn image(&self, path: &Path) -> Option<&Image> {
         match self.nodes.get(path) {
-            Some(Node::Image(image)) => Some(image),
+            Some(Node::Image(image) | Node::Clone(image)) => Some(image),
             _ => None,
         }
     }
@@ -131,7 +136,11 @@ impl World {
 
     /// Each running guest writes one chunk on each disk: another one and another value each time.
     pub fn guests_write(&mut self) {
-        for guest in self.guests.values_mut().filter(|g| g.power == Power::On && !g.frozen) {
+        if self.moments.is_empty() {
+            self.moments.extend(self.guests.values().map(|guest| guest.ledger.clone()));
+        }
+        let writes = |guest: &&mut Guest| guest.power == Power::On && !guest.frozen && !guest.suspended;
+        for guest in self.guests.values_mut().filter(writes) {
             for (target, path) in &guest.disks {
                 self.writes += 1;
                 // 5 and 8 have no common divisor: in time all chunks are written, not in order.
@@ -142,6 +151,7 @@ impl World {
                 image.dirty.values_mut().for_each(|dirty| dirty.chunks[chunk] = true);
                 guest.ledger.entry(target.clone()).or_insert(image.chunks)[chunk] = 1000 + self.writes;
             }
+            self.moments.push(guest.ledger.clone());
         }
     }
 
@@ -153,6 +163,7 @@ impl World {
         for guest in self.guests.values_mut() {
             guest.job = None;
             guest.frozen = false;
+            guest.suspended = false;
             if guest.power == Power::On {
                 guest.power = Power::Off;
                 // QEMU writes bitmaps when it closes an image; now they are marked as in use.
@@ -166,7 +177,7 @@ impl World {
 
     pub fn fingerprint(&self, path: &Path) -> Option<Fingerprint> {
         let (size, time) = match self.nodes.get(path)? {
-            Node::Image(image) => (CHUNKS as u64 * CHUNK_BYTES, image.touched),
+            Node::Image(image) | Node::Clone(image) => (CHUNKS as u64 * CHUNK_BYTES, image.touched),
             Node::File(content) => (content.len() as u64, 0),
             Node::Dir | Node::Socket | Node::Scratch => (0, 0),
         };

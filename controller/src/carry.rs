@@ -1,0 +1,240 @@
+//! Carries a disk into a file of a dump, or into a command of the user's: read, hashed, compressed, on all cores.
+//! Takes no snapshot and knows no guest. A file has its name only when it is whole and on the disk.
+//!
+//! ```text
+//! source ── blocks of 1 MiB, several threads ──┬── hash each ── join the hashes (tree)
+//!           holes are not read (blocks)        └── raw: write where it belongs, holes stay holes
+//!                                                  gzip, zstd: compress each (encode) ── append in order
+//!                                                  a program: into its input in order, its output is the file
+//! ```
+
+mod blocks;
+mod command;
+mod encode;
+mod error;
+mod partial;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::fs::File;
+use std::io::Write;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+
+use chunkfs::core::digest::is_zero;
+use chunkfs::source::Source;
+use chunkfs::watch::Watch;
+
+pub use crate::core::compression::Compression;
+pub use crate::core::dumpcmd::DumpCommand;
+use crate::core::units::Bytes;
+pub use error::CarryError;
+pub use partial::Directory;
+
+use blocks::{Block, Reading};
+use command::Feed;
+use partial::Partial;
+
+/// How a disk is carried.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// What errors call the disk: `vda`.
+    pub disk: &'a str,
+    pub compression: Compression,
+    /// At most so many bytes a second are read; holes cost nothing.
+    pub bytes_per_sec: Option<NonZeroU64>,
+    pub existing: Existing,
+}
+
+/// What becomes of a file that has the name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and nothing is carried.
+    Refuse,
+    /// It is replaced at the moment when the new one is whole.
+    Replace,
+}
+
+/// What was carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The length of the disk.
+    pub bytes: Bytes,
+    /// BLAKE3 of the disk's content, holes included: what `b3sum` says of the raw image.
+    pub digest: blake3::Hash,
+}
+
+/// The unit of raw and piped disks, and of gzip's members.
+const BLOCK: u64 = 1 << 20;
+/// A frame of zstd ends where nothing is remembered: a longer one compresses better.
+const ZSTD_BLOCK: u64 = 4 << 20;
+/// The unit that is left out when it is zero: that of most file systems.
+const SPARSE_UNIT: usize = 4096;
+
+/// Can disks be compressed so on this machine? To be asked before anything is touched.
+pub fn check_available(compression: Compression) -> Result<(), CarryError> {
+    match compression.compressor() {
+        Some(filter) => command::find(filter.program),
+        None => Ok(()),
+    }
+}
+
+/// Can a disk be piped into this command? To be asked before anything is touched.
+pub fn check_command(command: &DumpCommand) -> Result<(), CarryError> {
+    command::find(command.program())
+}
+
+/// Copies all of `source` to the file `name` in a directory. `watch` hears of the bytes, and may stop it.
+///
+/// On an error there is no new file, or `CarryError::Left` names it; the name is what it was.
+pub fn to_file(
+    source: &dyn Source,
+    directory: &Directory,
+    name: &str,
+    options: &Options<'_>,
+    watch: &dyn Watch,
+) -> Result<Carried, CarryError> {
+    check_available(options.compression)?;
+    let partial = Partial::create(directory, name, options.existing)?;
+    match fill(source, &partial, options, watch) {
+        Ok(carried) => {
+            partial.finish()?;
+            Ok(carried)
+        }
+        Err(cause) => Err(partial.discard(cause)),
+    }
+}
+
+/// Pipes all of `source` into a command. What it prints goes to our stderr.
+pub fn to_command(
+    source: &dyn Source,
+    words: &[String],
+    environment: &[(&str, &str)],
+    options: &Options<'_>,
+    watch: &dyn Watch,
+) -> Result<Carried, CarryError> {
+    let feed = Feed::command(words, environment, options)?;
+    pipe(source, feed, options, watch)
+}
+
+fn fill(
+    source: &dyn Source,
+    partial: &Partial<'_>,
+    options: &Options<'_>,
+    watch: &dyn Watch,
+) -> Result<Carried, CarryError> {
+    match options.compression {
+        Compression::None => raw(source, partial, options, watch),
+        Compression::Gzip => encoded(source, partial, options, watch, BLOCK),
+        Compression::Zstd => encoded(source, partial, options, watch, ZSTD_BLOCK),
+        _ => {
+            let filter = options.compression.compressor().expect("all others are programs");
+            let feed = Feed::filter(&filter, partial.output()?, options)?;
+            pipe(source, feed, options, watch)
+        }
+    }
+}
+
+/// Every thread writes its blocks where they belong, so the file is written out of order.
+fn raw(
+    source: &dyn Source,
+    partial: &Partial<'_>,
+    options: &Options<'_>,
+    watch: &dyn Watch,
+) -> Result<Carried, CarryError> {
+    let len = source.len().bytes();
+    let file = partial.file();
+    file.set_len(len).map_err(|error| partial.error("lengthening", 0, error))?;
+    let write = |(): &mut (), block: &mut Block| match block {
+        Block::Zeros(_) => Ok(()),
+        Block::Data(offset, bytes) => {
+            write_sparse(file, *offset, bytes).map_err(|(at, error)| partial.error("writing", at, error))
+        }
+    };
+    let reading = Reading { source, block_len: BLOCK, options, watch };
+    let digest = blocks::for_each(&reading, || Ok(()), write, |()| Ok(()))?;
+    Ok(Carried { bytes: Bytes(len), digest })
+}
+
+/// Leaves out what is zero: the file has just been made, so it is a hole.
+fn write_sparse(file: &File, offset: u64, bytes: &[u8]) -> Result<(), (u64, std::io::Error)> {
+    let mut at = 0;
+    while at < bytes.len() {
+        let unit = |at: usize| &bytes[at..bytes.len().min(at + SPARSE_UNIT)];
+        let zero = is_zero(unit(at));
+        let mut end = at;
+        while end < bytes.len() && is_zero(unit(end)) == zero {
+            end += unit(end).len();
+        }
+        if !zero {
+            let offset = offset + at as u64;
+            file.write_all_at(&bytes[at..end], offset).map_err(|error| (offset, error))?;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// Every block becomes a whole member or frame of its own, so that all cores can be at it.
+fn encoded(
+    source: &dyn Source,
+    partial: &Partial<'_>,
+    options: &Options<'_>,
+    watch: &dyn Watch,
+    block_len: u64,
+) -> Result<Carried, CarryError> {
+    let failed = |error| CarryError::Compress { disk: options.disk.to_owned(), error };
+    let encoder = || encode::Encoder::new(options.compression).map_err(failed);
+    // A disk may have a million blocks of zeros.
+    let zeros = encoder()?.encode(&vec![0; block_len as usize]).map_err(failed)?;
+    let mut output = partial.file();
+    let mut written = 0;
+    let mut append = |bytes: &[u8]| {
+        output.write_all(bytes).map_err(|error| partial.error("writing", written, error))?;
+        written += bytes.len() as u64;
+        Ok(())
+    };
+    let len = source.len().bytes();
+    if len == 0 {
+        append(&encoder()?.encode(&[]).map_err(failed)?)?;
+    }
+    let compress = |encoder: &mut encode::Encoder, block: &mut Block| match block {
+        Block::Zeros(range) if range.len() == block_len => Ok(None),
+        Block::Zeros(range) => encoder.encode(&vec![0; range.len() as usize]).map(Some).map_err(failed),
+        Block::Data(_, bytes) => encoder.encode(bytes).map(Some).map_err(failed),
+    };
+    let reading = Reading { source, block_len, options, watch };
+    let digest = blocks::for_each(&reading, encoder, compress, |block: Option<Vec<u8>>| {
+        append(block.as_deref().unwrap_or(&zeros))
+    })?;
+    Ok(Carried { bytes: Bytes(len), digest })
+}
+
+fn pipe(
+    source: &dyn Source,
+    mut feed: Feed,
+    options: &Options<'_>,
+    watch: &dyn Watch,
+) -> Result<Carried, CarryError> {
+    let zeros = vec![0; BLOCK as usize];
+    let take = |(): &mut (), block: &mut Block| {
+        Ok(match block {
+            Block::Zeros(range) => Err(range.len()),
+            Block::Data(_, bytes) => Ok(std::mem::take(bytes)),
+        })
+    };
+    let reading = Reading { source, block_len: BLOCK, options, watch };
+    // On an error the program is ended before anybody acts on its file.
+    let digest = blocks::for_each(
+        &reading,
+        || Ok(()),
+        take,
+        |block: Result<Vec<u8>, u64>| match block {
+            Ok(bytes) => feed.put(&bytes, watch),
+            Err(zero) => feed.put(&zeros[..zero as usize], watch),
+        },
+    )?;
+    feed.finish(watch)?;
+    Ok(Carried { bytes: Bytes(source.len().bytes()), digest })
+}

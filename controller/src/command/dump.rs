@@ -1,0 +1,113 @@
+//! dump and convert: a copy of every disk of a VM as of one point in time, in `B/<vm>/`; everything else is taken back.
+//! `cleanup` removes the copies once they are backed up.
+
+use crate::core::domain::Domain;
+use crate::core::names::{Names, Places, is_file_name};
+use crate::core::options::{Chunkmount, Dump, JobLimit, LockAfter};
+use crate::core::plan::{self, Case, Plan, Purpose};
+use crate::core::step::DumpRecord;
+use crate::host::{Host, Removal};
+use crate::session::{Interrupted, Session, Unwound};
+use crate::survey;
+
+use super::Failure;
+use super::chunkmount::{check_backup_dir, give_back};
+
+/// A dump that is complete.
+#[derive(Debug)]
+pub struct Dumped {
+    pub plan: Plan,
+    pub cleared: Unwound,
+    pub notes: Vec<String>,
+}
+
+/// Dumps the disks of one VM.
+pub fn dump(
+    host: &dyn Host,
+    places: &Places,
+    vm: &str,
+    (options, dump): (&Chunkmount, &Dump),
+    limit: JobLimit,
+    interrupted: &Interrupted<'_>,
+) -> Result<Dumped, Failure> {
+    let id = survey::domain(host, vm)?.id;
+    let names = Names::new(places, &id.name);
+    check_backup_dir(host, &names)?;
+    let mut session = Session::open(host, &names, limit)?;
+    let cleared = session.clear(Some(&id));
+    if !cleared.owes_nothing() {
+        return Err(Failure::owing(&cleared));
+    }
+    // The dump before: whoever wanted it has it.
+    let ready = forget_dump(host, &names).and_then(|_| Ok(survey::domain(host, id.uuid.as_str())?));
+    let plan = ready.and_then(|domain| decide(host, &domain, &names, &session, (options, dump)));
+    let outcome = plan.and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
+    let (notes, plan) = match outcome {
+        Ok(done) => done,
+        Err(failure) => return Err(give_back(session, failure)),
+    };
+    let unwound = session.unwind();
+    if !unwound.owes_nothing() {
+        let story = format!("the dump is complete; {unwound}");
+        return Err(Failure { exit_status: 3, story });
+    }
+    let ended = match dump.lock {
+        LockAfter::GivenBack => session.release(),
+        LockAfter::Kept => session.keep_lock(),
+    };
+    ended.map_err(|error| Failure { exit_status: 3, story: format!("{error:#}: run cleanup") })?;
+    let notes = notes.into_iter().chain(unwound.notes).collect();
+    Ok(Dumped { plan, cleared, notes })
+}
+
+/// The plan of `--dry-run`.
+pub fn plan_dump(
+    host: &dyn Host,
+    places: &Places,
+    vm: &str,
+    (options, dump): (&Chunkmount, &Dump),
+) -> Result<Plan, Failure> {
+    let domain = survey::domain(host, vm)?;
+    let names = Names::new(places, &domain.id.name);
+    let job = crate::core::names::JobId::from_bits(0);
+    decide_as(host, &domain, &names, &job, (options, dump))
+}
+
+fn decide(
+    host: &dyn Host,
+    domain: &Domain,
+    names: &Names,
+    session: &Session<'_>,
+    wishes: (&Chunkmount, &Dump),
+) -> Result<Plan, Failure> {
+    decide_as(host, domain, names, session.job(), wishes)
+}
+
+fn decide_as(
+    host: &dyn Host,
+    domain: &Domain,
+    names: &Names,
+    job: &crate::core::names::JobId,
+    (options, dump): (&Chunkmount, &Dump),
+) -> Result<Plan, Failure> {
+    let definition_xml = survey::definition(host, domain)?;
+    let facts = survey::facts(host, domain, names)?;
+    let purpose = Purpose::Copy;
+    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
+    plan::dump(case, dump).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
+}
+
+/// Removes the files of a dump, which its record names, and the directory when nothing else is in it.
+pub(super) fn forget_dump(host: &dyn Host, names: &Names) -> Result<Removal, Failure> {
+    let Some(text) = host.read(&names.dump_record())? else { return Ok(Removal::AlreadyGone) };
+    let record: DumpRecord = serde_json::from_slice(&text).map_err(anyhow::Error::from)?;
+    // Written by us, in a directory of ours; a name is a name all the same.
+    for name in record.names.iter().filter(|name| is_file_name(name)) {
+        host.remove_file(&record.dir.join(name))?;
+    }
+    if host.list(&record.dir)?.is_some_and(|names| names.is_empty()) {
+        host.remove_dir(&record.dir)?;
+    }
+    host.remove_file(&names.dump_record())?;
+    Ok(Removal::Removed)
+}

@@ -1,0 +1,152 @@
+//! The whole `<domain>`: its name, its identity, its disks and its interfaces.
+//! A disk by itself is `disk`'s.
+
+use std::collections::BTreeSet;
+
+use roxmltree::Node;
+
+use super::edits::{Done, Edits, child, children, is, path_text, text_of};
+use super::{Changes, Macs, Network, Nvram, RewriteError, disk};
+use crate::core::names::{Target, Uuid};
+
+pub(super) fn edit(domain: Node<'_, '_>, changes: &Changes, edits: &mut Edits<'_>) -> Done {
+    let name = child(domain, "name")?;
+    let name = name.ok_or_else(|| missing(domain, "name"))?;
+    if let Some(new) = &changes.name {
+        edits.set_text(name, "the name", new.as_str())?;
+    }
+    if let Some(uuid) = &changes.uuid {
+        identity(domain, name, uuid, edits)?;
+    }
+    nvram(domain, &changes.nvram, edits)?;
+    let disks = disks_of(domain)?;
+    for (target, new) in &changes.disks {
+        let found = disks.iter().find(|(name, _)| name == target.as_str());
+        let (_, node) = found.ok_or_else(|| RewriteError::NoSuchDisk(target.clone()))?;
+        disk::edit(*node, new, edits)?;
+    }
+    for interface in children(domain, "devices").flat_map(|devices| children(devices, "interface")) {
+        match changes.network {
+            Network::Isolated if interface.attribute("type") == Some("hostdev") => edits.remove(interface),
+            Network::Isolated => {
+                isolate(interface, edits)?;
+                mac(interface, &changes.macs, edits)?;
+            }
+            Network::Keep => mac(interface, &changes.macs, edits)?,
+        }
+    }
+    Ok(())
+}
+
+/// Each disk with its target, as it is written.
+pub(super) fn disks_of<'a, 'i>(domain: Node<'a, 'i>) -> Result<Vec<(String, Node<'a, 'i>)>, RewriteError> {
+    let mut seen = BTreeSet::new();
+    let mut disks = Vec::new();
+    for node in children(domain, "devices").flat_map(|devices| children(devices, "disk")) {
+        let target = child(node, "target")?.and_then(|target| target.attribute("dev")).unwrap_or_default();
+        if !seen.insert(target.to_owned()) {
+            return match Target::new(target) {
+                Ok(target) => Err(RewriteError::TargetTwice(target)),
+                Err(_) => Err(missing(node, "target")),
+            };
+        }
+        disks.push((target.to_owned(), node));
+    }
+    Ok(disks)
+}
+
+/// libvirt refuses a domain whose SMBIOS has another UUID, and an identity of a generation that is used twice
+/// defeats its purpose: an empty one is drawn anew.
+fn identity(domain: Node<'_, '_>, name: Node<'_, '_>, uuid: &Uuid, edits: &mut Edits<'_>) -> Done {
+    let mut same = false;
+    match child(domain, "uuid")? {
+        Some(node) => {
+            same = Uuid::new(text_of(node).trim()).is_ok_and(|old| old == *uuid);
+            if !same {
+                edits.set_text(node, "the UUID", uuid.as_str())?;
+            }
+        }
+        None => edits.insert_after(name, format!("<uuid>{uuid}</uuid>")),
+    }
+    let systems = children(domain, "sysinfo").flat_map(|sysinfo| children(sysinfo, "system"));
+    for entry in systems.flat_map(|system| children(system, "entry")) {
+        if entry.attribute("name") == Some("uuid") && !same {
+            edits.set_text(entry, "the UUID", uuid.as_str())?;
+        }
+    }
+    if !same {
+        children(domain, "genid").for_each(|genid| edits.empty(genid));
+    }
+    Ok(())
+}
+
+/// `<nvram>/path</nvram>`, or since libvirt 8.5 `<nvram type='file'><source file='/path'/></nvram>`.
+fn nvram(domain: Node<'_, '_>, change: &Nvram, edits: &mut Edits<'_>) -> Done {
+    let Some(os) = child(domain, "os")? else { return Ok(()) };
+    let Some(nvram) = child(os, "nvram")? else { return Ok(()) };
+    let source = child(nvram, "source")?;
+    match (change, source) {
+        (Nvram::Keep, _) => Ok(()),
+        (Nvram::Default, _) => {
+            edits.remove_attribute(nvram, "type");
+            edits.empty(nvram);
+            Ok(())
+        }
+        (Nvram::At(path), Some(source)) if nvram.attribute("type") == Some("file") => {
+            edits.set_attribute(source, "file", path_text(path)?)
+        }
+        (Nvram::At(path), _) => {
+            edits.remove_attribute(nvram, "type");
+            edits.set_text(nvram, "the path", path_text(path)?)
+        }
+    }
+}
+
+fn mac(interface: Node<'_, '_>, macs: &Macs, edits: &mut Edits<'_>) -> Done {
+    let Some(mac) = child(interface, "mac")? else { return Ok(()) };
+    match macs {
+        Macs::Keep => Ok(()),
+        Macs::Remove => {
+            edits.remove(mac);
+            Ok(())
+        }
+        Macs::DerivedFrom(uuid) => {
+            let old = mac.attribute("address").unwrap_or_default().to_ascii_lowercase();
+            edits.set_attribute(mac, "address", &derived_mac(uuid, &old))
+        }
+    }
+}
+
+/// In QEMU's own range, as libvirt's are.
+fn derived_mac(uuid: &Uuid, old: &str) -> String {
+    let digest = blake3::hash(format!("virt-backup MAC address\n{uuid}\n{old}\n").as_bytes());
+    let [a, b, c, ..] = digest.as_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+/// The guest keeps its card. `user` needs nothing of the host, and with its link down nothing passes.
+fn isolate(interface: Node<'_, '_>, edits: &mut Edits<'_>) -> Done {
+    /// What belongs to the card, not to what it is connected to.
+    const OF_THE_CARD: [&str; 9] =
+        ["mac", "model", "driver", "address", "alias", "boot", "rom", "acpi", "link"];
+    edits.set_attribute(interface, "type", "user")?;
+    for attribute in ["managed", "trustGuestRxFilters"] {
+        edits.remove_attribute(interface, attribute);
+    }
+    for node in interface.children().filter(|node| node.is_element()) {
+        if !OF_THE_CARD.iter().any(|name| is(node, name)) {
+            edits.remove(node);
+        }
+    }
+    match child(interface, "link")? {
+        Some(link) => edits.set_attribute(link, "state", "down"),
+        None => {
+            edits.insert_first(interface, "<link state='down'/>".to_owned());
+            Ok(())
+        }
+    }
+}
+
+fn missing(node: Node<'_, '_>, child: &'static str) -> RewriteError {
+    RewriteError::Missing { parent: node.tag_name().name().to_owned(), child }
+}

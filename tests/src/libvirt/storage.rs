@@ -1,0 +1,39 @@
+//! Where the images of a lab's guests are kept, when it matters: a file system of a kind and a size, on a loop device.
+//! In the mount namespace of the test, gone with it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::Lab;
+
+/// The images of the lab are on this file system for as long as it lives.
+#[derive(Debug)]
+pub struct OwnFileSystem {
+    point: PathBuf,
+}
+
+fn run(program: &str, words: &[&str]) {
+    let status = Command::new(program).args(words).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{program} {words:?}");
+}
+
+impl OwnFileSystem {
+    /// `kind` as in `mkfs.KIND`, `size` as for truncate(1).
+    pub fn mount(lab: &Lab, kind: &str, size: &str) -> OwnFileSystem {
+        let (image, point) = (lab.path("fs.img"), lab.path("images"));
+        // The one before, if there was one.
+        drop(fs::remove_file(&image));
+        let (image, dir) = (image.to_str().unwrap(), point.to_str().unwrap());
+        run("truncate", &["-s", size, image]);
+        run(&format!("mkfs.{kind}"), &["-q", image]);
+        run("mount", &["-o", "loop", image, dir]);
+        OwnFileSystem { point }
+    }
+}
+
+impl Drop for OwnFileSystem {
+    fn drop(&mut self) {
+        run("umount", &["-l", self.point.to_str().unwrap()]);
+    }
+}

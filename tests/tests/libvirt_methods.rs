@@ -1,0 +1,224 @@
+//! Methods, storages and states of the guest: each cell of the table in docs/methods.md is a correct view of one point in
+//! time, with the guest as it was afterwards, or the refusal that is written there.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use tests::libvirt::{Disk, Guest, Lab, OwnFileSystem, virsh_ok, with_libvirt, workspace};
+
+const METHODS: [(&str, &[&str]); 4] = [
+    ("pull", &["--method=pull"]),
+    ("external", &["--method=external"]),
+    ("reflink", &["--method=reflink"]),
+    ("offline", &["--method=offline", "--offline"]),
+];
+const STATES: [&str; 3] = ["running", "paused", "shut off"];
+const QCOW2: Disk = Disk { format: "qcow2", mib: 4 };
+const RAW: Disk = Disk { format: "raw", mib: 4 };
+
+/// A row of the table: how the guest's disks are kept.
+struct Storage {
+    name: &'static str,
+    file_system: &'static str,
+    disks: &'static [Disk],
+    special: Special,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Special {
+    Nothing,
+    /// Three images, each over the other.
+    Chain,
+    /// QEMU reaches the disk through a server.
+    Network,
+}
+
+const STORAGES: [Storage; 7] = [
+    Storage { name: "raw on ext4", file_system: "ext4", disks: &[RAW], special: Special::Nothing },
+    Storage { name: "qcow2 on ext4", file_system: "ext4", disks: &[QCOW2], special: Special::Nothing },
+    Storage {
+        name: "qcow2 chain of three on ext4",
+        file_system: "ext4",
+        disks: &[QCOW2],
+        special: Special::Chain,
+    },
+    Storage {
+        name: "qcow2 and raw on ext4",
+        file_system: "ext4",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
+    Storage {
+        name: "qcow2 and raw on XFS",
+        file_system: "xfs",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
+    Storage {
+        name: "qcow2 and raw on btrfs",
+        file_system: "btrfs",
+        disks: &[QCOW2, RAW],
+        special: Special::Nothing,
+    },
+    Storage { name: "network disk (NBD)", file_system: "ext4", disks: &[RAW], special: Special::Network },
+];
+
+fn run(program: &str, words: &[&str]) {
+    let status = Command::new(program).args(words).stdout(std::process::Stdio::null()).status().unwrap();
+    assert!(status.success(), "{program} {words:?}");
+}
+
+/// A server that is ended with the test.
+struct Server(Option<Child>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+fn prepare(guest: &Guest, special: Special) -> Server {
+    let image = &guest.images[0];
+    match special {
+        Special::Nothing => Server(None),
+        Special::Chain => {
+            let below = |number: u32| image.with_extension(format!("below{number}"));
+            run("qemu-img", &["create", "-q", "-f", "qcow2", below(1).to_str().unwrap(), "4M"]);
+            for (file, base) in [(below(2), below(1)), (image.clone(), below(2))] {
+                let (file, base) = (file.to_str().unwrap(), base.to_str().unwrap());
+                run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", file]);
+            }
+            Server(None)
+        }
+        Special::Network => {
+            let socket = image.with_extension("sock");
+            let server = Command::new("qemu-nbd")
+                .args(["-f", "raw", "--persistent", "--shared=0", "-k", socket.to_str().unwrap()])
+                .arg(image)
+                .spawn()
+                .unwrap();
+            let server = Server(Some(server));
+            while !socket.exists() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let xml = virsh_ok(&["dumpxml", "--inactive", &guest.name]);
+            let file = format!("<source file='{}'/>", image.display());
+            let source = format!(
+                "<source protocol='nbd' name=''><host transport='unix' socket='{}'/></source>",
+                socket.display()
+            );
+            let xml = xml.replace(&file, &source).replace("<disk type='file'", "<disk type='network'");
+            let path = image.with_extension("xml");
+            fs::write(&path, xml).unwrap();
+            virsh_ok(&["define", path.to_str().unwrap()]);
+            server
+        }
+    }
+}
+
+fn bring_to(guest: &Guest, state: &str) {
+    if state != "shut off" {
+        guest.start();
+    }
+    if state == "paused" {
+        virsh_ok(&["suspend", &guest.name]);
+    }
+}
+
+/// One cell. What is refused tells why, and changes nothing.
+fn cell(lab: &Lab, guest: &mut Guest, state: &str, words: &[&str]) -> String {
+    let shape = guest.shape();
+    let then = guest.content.clone();
+    let words: Vec<_> = ["chunkmount", "mail01", "--track=digest"].iter().chain(words).copied().collect();
+    let mounted = lab.run(&words);
+    if mounted.status != 0 {
+        assert_eq!(mounted.status, 1, "{mounted:?}");
+        lab.assert_nothing_left(guest);
+        return reason(&mounted.stderr).to_owned();
+    }
+    // The guest of method offline is suspended: nobody writes.
+    if state != "shut off" && !words.contains(&"--offline") {
+        for disk in 0..guest.images.len() {
+            guest.write_chunks(disk, 77, [0, 2, 5]);
+        }
+    }
+    lab.rsync("mail01");
+    lab.assert_restored("mail01", &then);
+    lab.run(&["cleanup", "mail01"]).ok();
+    lab.assert_nothing_left(guest);
+    assert_eq!(guest.shape(), shape);
+    guest.assert_content();
+    "yes".to_owned()
+}
+
+/// The words of a refusal that the table has.
+fn reason(stderr: &str) -> &'static str {
+    const REASONS: [(&str, &str); 4] = [
+        ("needs it to run", "no: needs a running guest"),
+        ("cannot share blocks", "no: the file system cannot share blocks"),
+        ("is no image file", "no: not an image file"),
+        ("cannot be read without its guest", "no: only QEMU can read it"),
+    ];
+    let found = REASONS.iter().find(|(words, _)| stderr.contains(words));
+    found.map_or_else(|| panic!("an unknown refusal: {stderr}"), |(_, cell)| cell)
+}
+
+fn row(lab: &Lab, storage: &Storage, state: &str) -> String {
+    let file_system = OwnFileSystem::mount(lab, storage.file_system, "512M");
+    let mut guest = lab.guest_off("mail01", storage.disks);
+    let server = prepare(&guest, storage.special);
+    guest.start();
+    for disk in 0..storage.disks.len() {
+        guest.write(disk, 10 + disk as u8, 0, 2 << 20);
+    }
+    guest.power_off();
+    bring_to(&guest, state);
+    let mut text = format!("| {} | {state} |", storage.name);
+    for (_, words) in METHODS {
+        let seen = cell(lab, &mut guest, state, words);
+        assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), state);
+        write!(text, " {seen} |").unwrap();
+    }
+    if state != "shut off" {
+        guest.power_off();
+    }
+    virsh_ok(&["undefine", "mail01", "--checkpoints-metadata"]);
+    drop(server);
+    fs::remove_dir_all(lab.path("copy")).unwrap();
+    fs::create_dir(lab.path("copy")).unwrap();
+    drop(file_system);
+    text
+}
+
+/// The lines of docs/methods.md that a storage has.
+fn documented(page: &Path, storage: &Storage) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let start = format!("| {} |", storage.name);
+    text.lines().filter(|line| line.starts_with(&start)).map(str::to_owned).collect()
+}
+
+fn table(test: &str, storages: &[Storage]) {
+    with_libvirt(test, |lab| {
+        for storage in storages {
+            let seen: Vec<_> = STATES.iter().map(|state| row(lab, storage, state)).collect();
+            println!("{}", seen.join("\n"));
+            assert_eq!(documented(&workspace().join("docs/methods.md"), storage), seen, "docs/methods.md");
+        }
+    });
+}
+
+#[test]
+fn libvirt_every_method_on_plain_images_is_right_or_refused_as_documented() {
+    table("libvirt_every_method_on_plain_images_is_right_or_refused_as_documented", &STORAGES[..4]);
+}
+
+#[test]
+fn libvirt_every_method_on_other_storage_is_right_or_refused_as_documented() {
+    table("libvirt_every_method_on_other_storage_is_right_or_refused_as_documented", &STORAGES[4..]);
+}
