@@ -9,11 +9,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use virt_backup::carry::{self, CarryError, Compression, DumpCommand};
-use virt_backup::core::names::{Places, Target};
+use virt_backup::core::names::{Places, Target, Uuid, VmName};
 use virt_backup::core::options::{
-    self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Memory, MethodChoice, Pause, Quiesce, Running,
-    Tracking,
+    self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Macs, Memory, MethodChoice, Pause, Quiesce,
+    Running, Tracking,
 };
+use virt_backup::core::retention::{ArchiveName, Policy};
 
 /// Back up running libvirt guests with the backup tools you already trust
 #[derive(Debug, Parser)]
@@ -73,6 +74,8 @@ pub(crate) enum Command {
     Dump(Dump),
     /// The same as qcow2 images
     Convert(Convert),
+    /// Make a dated, complete copy of a VM that can be defined and started as it is, and remove old ones
+    Archive(Archive),
     /// Take back whatever is left of a job, however it ended; also removes the files of a dump
     Cleanup(Cleanup),
     /// Remove the lock of a VM, and nothing else
@@ -218,6 +221,41 @@ pub(crate) struct Convert {
     compress: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(flatten)]
+    pub(crate) vms: Vms,
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Where the archives are, each in DIR/VM/DATE
+    #[arg(long, value_name = "DIR", default_value = "/srv/backups/libvirt")]
+    backup_base_dir: PathBuf,
+    /// Compress the disks
+    #[arg(long)]
+    compress: bool,
+    /// What the domain in the archive is called; VM-restore-DATE unless told otherwise
+    #[arg(long = "name", alias = "new-vm-domain-name", value_name = "NAME", value_parser = VmName::new)]
+    new_name: Option<VmName>,
+    /// Give it new MAC addresses
+    #[arg(long)]
+    new_mac: bool,
+    /// Keep the newest N archives
+    #[arg(long, value_name = "N")]
+    keep: Option<NonZeroU32>,
+    /// Keep the newest archive of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<NonZeroU32>,
+    /// The same for weeks
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<NonZeroU32>,
+    /// The same for months
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<NonZeroU32>,
+    /// The same for years
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<NonZeroU32>,
+}
+
 /// What dump and convert take.
 #[derive(Debug, Args)]
 pub(crate) struct Copy {
@@ -308,6 +346,31 @@ impl Convert {
     pub(crate) fn wishes(&self) -> options::Dump {
         let clusters = if self.compress.is_some() { Clusters::Compressed } else { Clusters::Plain };
         self.copy.wishes(DumpForm::Qcow2(clusters))
+    }
+}
+
+impl Archive {
+    pub(crate) fn options(&self, own_command: Vec<String>) -> options::Chunkmount {
+        self.job.options(own_command)
+    }
+
+    /// `name` is the time, `uuid` the new domain's.
+    pub(crate) fn wishes(&self, name: ArchiveName, uuid: Uuid) -> Result<options::Archive, std::io::Error> {
+        Ok(options::Archive {
+            base: std::path::absolute(&self.backup_base_dir)?,
+            name,
+            clusters: if self.compress { Clusters::Compressed } else { Clusters::Plain },
+            new_name: self.new_name.clone(),
+            uuid,
+            macs: if self.new_mac { Macs::New } else { Macs::Kept },
+            policy: Policy {
+                last: self.keep,
+                daily: self.keep_daily,
+                weekly: self.keep_weekly,
+                monthly: self.keep_monthly,
+                yearly: self.keep_yearly,
+            },
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands: each a walk from the user's wish to the outcome.
 //! No command line, no printing: `main` does both.
 
+mod archive;
 mod chunkmount;
 mod cleanup;
 mod dump;
@@ -13,6 +14,7 @@ use crate::host::Host;
 use crate::session::{OpenError, RunError, Unwound};
 use crate::survey;
 
+pub use archive::{Archived, archive};
 pub use chunkmount::{Mounted, chunkmount, plan};
 pub use cleanup::cleanup;
 pub use dump::{Dumped, dump, plan_dump};

@@ -20,13 +20,13 @@ pub mod sim;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::core::domain::{Disk, DomainId};
-use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk};
+use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk, SnapshotFacts};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{CheckpointName, JobId, Target};
 use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
@@ -62,6 +62,8 @@ pub trait Files {
     fn make_private_dir(&self, path: &Path) -> Result<Created>;
     /// A file, a socket, a link; never a directory.
     fn remove_file(&self, path: &Path) -> Result<Removal>;
+    /// A directory with all that is in it. Follows no link.
+    fn remove_tree(&self, path: &Path) -> Result<Removal>;
     /// Only an empty one.
     fn remove_dir(&self, path: &Path) -> Result<Removal>;
     /// Exclusive access for as long as the guard lives, at most as long as this process. None: somebody else has it.
@@ -114,6 +116,10 @@ pub trait Guests {
     fn domain_xml(&self, vm: &str, view: XmlView) -> Result<Option<String>>;
     fn guest(&self, domain: &DomainId) -> Result<GuestFacts>;
     fn disk(&self, domain: &DomainId, disk: &Disk) -> Result<DiskFacts>;
+    /// All that libvirt knows of the domain.
+    fn snapshots(&self, domain: &DomainId) -> Result<Vec<SnapshotFacts>>;
+    /// The files of all disks of all domains, with the domain's name: what must not be removed.
+    fn files_in_use(&self) -> Result<Vec<(String, PathBuf)>>;
     /// All of the domain's, also those of others. None of a domain that is gone.
     fn checkpoints(&self, domain: &DomainId) -> Result<Vec<CheckpointFacts>>;
 

@@ -14,11 +14,12 @@ use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
 use virt_backup::core::options::{Chunkmount, Dump};
 use virt_backup::core::plan::Plan;
+use virt_backup::core::retention::ArchiveName;
 use virt_backup::host::machine::Machine;
 use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
-use crate::cli::{Cli, Command, Common, Copy, Job};
+use crate::cli::{Archive, Cli, Command, Common, Copy, Job};
 use crate::report;
 
 const USAGE: u8 = 2;
@@ -72,12 +73,18 @@ impl Context {
                 Ok(())
             }),
             Command::Chunkmount(args) => {
-                self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.chunkmount(vm, &args.job)))
+                let shown = |told: &str| println!("{told}");
+                self.each(args.vms.list(), |vm| {
+                    patiently(args.job.wait, || self.chunkmount(vm, &args.job, &shown))
+                })
             }
             Command::Dump(args) => match args.wishes() {
                 Ok(wishes) => self.dump_each(&args.copy, &wishes),
                 Err(error) => complain(&Failure { exit_status: 1, story: error.to_string() }),
             },
+            Command::Archive(args) => {
+                self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.archive(vm, &args)))
+            }
             Command::Convert(args) => self.dump_each(&args.copy, &args.wishes()),
             Command::Cleanup(args) => {
                 let vms = match args.all {
@@ -127,7 +134,8 @@ impl Context {
         if all_alike && statuses.len() == vms.len() { statuses[0] } else { SOME_FAILED }
     }
 
-    fn chunkmount(&self, vm: &str, job: &Job) -> Result<(), Failure> {
+    /// `tell` is told where the view is.
+    fn chunkmount(&self, vm: &str, job: &Job, tell: &dyn Fn(&str)) -> Result<(), Failure> {
         let interrupted = self.interrupted();
         let options = job.options(self.own_command.clone());
         let mounted =
@@ -137,7 +145,7 @@ impl Context {
         self.tell_of(vm, &mounted.plan, &mounted.notes);
         if !self.quiet {
             let point = Names::new(&self.places, &id.name).mount_point();
-            println!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display());
+            tell(&format!("{id}: generation {} is shown at {}", mounted.plan.generation, point.display()));
         }
         Ok(())
     }
@@ -163,6 +171,29 @@ impl Context {
             let id = &dumped.plan.domain;
             let dir = Names::new(&self.places, &id.name).dump_dir();
             println!("{id}: dumped to {} by method {}", dir.display(), dumped.plan.method);
+        }
+        Ok(())
+    }
+
+    fn archive(&self, vm: &str, args: &Archive) -> Result<(), Failure> {
+        let now = jiff::Zoned::now().strftime("%Y-%m-%d-%H%M%S").to_string();
+        let name = ArchiveName::parse(&now).map_err(anyhow::Error::from)?;
+        let wishes = args.wishes(name, self.machine.new_uuid()?).map_err(anyhow::Error::from)?;
+        let options = args.options(self.own_command.clone());
+        let (machine, places) = (&self.machine, &self.places);
+        let interrupted = self.interrupted();
+        let made =
+            command::archive(machine, places, vm, (&options, &wishes), args.job.limit(), &interrupted)?;
+        self.tell(vm, &made.cleared);
+        self.tell_of(vm, &made.plan, &made.notes);
+        if !self.quiet {
+            println!(
+                "{}: archived to {} by method {}",
+                made.plan.domain,
+                made.dir.display(),
+                made.plan.method
+            );
+            made.verdicts.iter().for_each(|verdict| println!("  {verdict}"));
         }
         Ok(())
     }
@@ -197,7 +228,9 @@ impl Context {
 
     /// Cleanup always follows, also when the view never came up: then nothing is left already.
     fn run_beside(&self, vm: &str, job: &Job, words: &[std::ffi::OsString]) -> u8 {
-        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job)) {
+        // Standard output is the command's: it may be an archive.
+        let shown = |told: &str| eprintln!("virt-backup: {told}");
+        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
         }
         let ran = exec::run_attached(words);

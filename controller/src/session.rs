@@ -217,23 +217,24 @@ impl<'h> Session<'h> {
         Ok(None)
     }
 
-    /// From the list of digests on the dump is complete, and nothing of it is owed any more. The record is there before:
-    /// cleanup must find the files.
+    /// From the list of digests on a dump is complete, and an archive from its manifest on. The record is there before:
+    /// cleanup must find the files. All is kept or owed at once.
     fn keep_dump(&mut self, dump: &DumpRecord) -> Result<()> {
-        let text = serde_json::to_string(dump).context("write JSON")?;
-        self.host.replace(&dump.record, text.as_bytes())?;
-        self.host.replace(&dump.dir.join(&dump.digests), self.digests.as_bytes())?;
-        for debt in self.owed() {
-            let kept = match &debt.undo {
-                Undo::RemoveFile { path } => path.parent() == Some(&dump.dir),
-                Undo::RemoveDir { path } => *path == dump.dir,
-                _ => false,
-            };
-            if kept {
-                self.write(&Record::Undone { step: debt.step })?;
-            }
+        if let Some(record) = &dump.record {
+            let text = serde_json::to_string(dump).context("write JSON")?;
+            self.host.replace(record, text.as_bytes())?;
         }
-        Ok(())
+        self.host.replace(&dump.dir.join(&dump.digests), self.digests.as_bytes())?;
+        if let Some((name, content)) = &dump.manifest {
+            self.host.replace(&dump.dir.join(name), content.as_bytes())?;
+        }
+        let kept = |undo: &Undo| match undo {
+            Undo::RemoveFile { path } => dump.names.iter().any(|name| *path == dump.dir.join(name)),
+            Undo::RemoveDir { path } => path.starts_with(&dump.dir),
+            _ => false,
+        };
+        let steps = self.owed().iter().filter(|debt| kept(&debt.undo)).map(|debt| debt.step).collect();
+        self.write(&Record::Kept { steps })
     }
 
     /// Undoes all that is owed, newest first, past failures; forgets the journal when nothing is owed any more.

@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 
 /// Parts that are still to come, with what they belong to.
-const COMMANDS_TO_COME: [&str; 3] = ["archive", "restore", "doctor"];
-const OPTIONS_TO_COME: [&str; 3] = ["--lvm", "--config", "--keep"];
+const COMMANDS_TO_COME: [&str; 2] = ["restore", "doctor"];
+const OPTIONS_TO_COME: [&str; 2] = ["--lvm", "--config"];
 
 /// Options of all commands that take a value in a word of their own.
 const WITH_VALUE: [&str; 4] = ["--backupdir", "--lockdir", "--statedir", "--connect"];
@@ -16,7 +16,9 @@ pub(crate) fn words(words: Vec<OsString>) -> Result<Vec<OsString>, String> {
         Some(end) => (words[..end].to_vec(), words[end..].to_vec()),
         None => (words, Vec::new()),
     };
-    if let Some(action) = take_action(&mut ours) {
+    if ours.first().is_some_and(|name| is_vm_backup(name)) {
+        ours = archive_words(ours);
+    } else if let Some(action) = take_action(&mut ours) {
         ours.insert(1.min(ours.len()), action.into());
     }
     if let Some(command) = command_of(&ours).filter(|command| COMMANDS_TO_COME.contains(&command.as_str())) {
@@ -29,6 +31,33 @@ pub(crate) fn words(words: Vec<OsString>) -> Result<Vec<OsString>, String> {
         }
     }
     Ok(ours.into_iter().chain(theirs).collect())
+}
+
+/// Under this name, as a link, the program is the script that made archives, with that script's options and defaults.
+fn is_vm_backup(name: &std::ffi::OsStr) -> bool {
+    let file = std::path::Path::new(name).file_name().and_then(|name| name.to_str());
+    matches!(file, Some("vm_backup" | "vm_backup.sh"))
+}
+
+/// `--vm-domain` names the VM, and `--max-backups` says how many archives are kept: 6 unless told otherwise.
+fn archive_words(words: Vec<OsString>) -> Vec<OsString> {
+    let renamed = |word: OsString| match word.to_str() {
+        Some("--vm-domain") => "--vm".into(),
+        Some("--max-backups") => "--keep".into(),
+        Some(text) => match text.split_once('=') {
+            Some(("--vm-domain", value)) => format!("--vm={value}").into(),
+            Some(("--max-backups", value)) => format!("--keep={value}").into(),
+            _ => word,
+        },
+        None => word,
+    };
+    let mut ours: Vec<_> = words.into_iter().map(renamed).collect();
+    let says = |word: &OsString| word.to_str().is_some_and(|word| word.starts_with("--keep"));
+    if !ours.iter().any(says) {
+        ours.push("--keep=6".into());
+    }
+    ours.insert(1, "archive".into());
+    ours
 }
 
 fn take_action(words: &mut Vec<OsString>) -> Option<String> {
@@ -86,6 +115,8 @@ mod tests {
             ("v --debug --unlock --vm a", "v unlock --debug --vm a"),
             ("v --dump --vm=a --compress", "v dump --vm=a --compress"),
             ("v --action=convert --vm=a", "v convert --vm=a"),
+            ("/usr/bin/vm_backup.sh --vm-domain a", "/usr/bin/vm_backup.sh archive --vm a --keep=6"),
+            ("vm_backup --vm-domain=a --max-backups 3", "vm_backup archive --vm=a --keep 3"),
             ("v chunkmount a", "v chunkmount a"),
             ("v run a -- sh --cleanup --dump", "v run a -- sh --cleanup --dump"),
         ] {
@@ -95,13 +126,13 @@ mod tests {
 
     #[test]
     fn what_is_to_come_is_said_to_be() {
-        for line in ["v --action=archive", "v doctor", "v --connect x archive a"] {
+        for line in ["v --action=restore", "v doctor", "v --connect x restore a"] {
             assert!(turned(line).unwrap_err().contains("not available in this version"), "{line}");
         }
         for option in ["--config=/etc/x", "--lvm=/dev/a/b"] {
             let error = turned(&format!("v chunkmount a {option}")).unwrap_err();
             assert!(error.starts_with(option.split('=').next().unwrap()), "{error}");
         }
-        assert!(turned("v chunkmount archive").is_ok(), "a VM may be called so");
+        assert!(turned("v chunkmount restore").is_ok(), "a VM may be called so");
     }
 }

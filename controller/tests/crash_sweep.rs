@@ -13,12 +13,19 @@ use virt_backup::command::{self, Failure};
 use virt_backup::core::options::{JobLimit, MethodChoice};
 use virt_backup::host::sim::{Fault, FaultKind, SimHost, World};
 
-use world::{Scenario, assert_as_before, assert_dumps_are_complete, places, power_on, scenarios};
+use world::{
+    Scenario, assert_archives_are_complete, assert_as_before, assert_dumps_are_complete, places, power_on,
+    scenarios,
+};
 
 type Shared = Rc<RefCell<World>>;
 
 fn begin(host: &SimHost, scenario: &Scenario) -> Result<(), Failure> {
     let (places, never) = (places(), || false);
+    if let Some(archive) = &scenario.archive {
+        let wishes = (&scenario.options, archive);
+        return command::archive(host, &places, "mail01", wishes, JobLimit::Unlimited, &never).map(drop);
+    }
     if let Some(dump) = &scenario.dump {
         let wishes = (&scenario.options, dump);
         return command::dump(host, &places, "mail01", wishes, JobLimit::Unlimited, &never).map(drop);
@@ -42,6 +49,7 @@ fn job(world: &Shared, scenario: &Scenario, fault: Option<Fault>) -> Told {
     let first = SimHost::new(world, fault);
     let mounted = begin(&first, scenario);
     assert_dumps_are_complete(&world.borrow(), scenario.name);
+    assert_archives_are_complete(&world.borrow(), false, scenario.name);
     let (effects, mut log) = (first.effects(), first.log());
     first.exit();
     if let Err(failure) = mounted {
@@ -139,6 +147,7 @@ fn check_after_fault(world: &Shared, scenario: &Scenario, told: Told, kind: Faul
     }
     let (_, recovered) = recover(world, None);
     assert!(recovered.is_ok(), "{story}: cleanup: {:?}", recovered.err());
+    assert_archives_are_complete(&world.borrow(), true, story);
     assert_as_before(&world.borrow(), scenario, story);
     assert_next_job_is_right(world, scenario, story);
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
-pub use lab::{Lab, Ran};
+pub use lab::{Lab, Ran, first_difference};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 

@@ -140,7 +140,7 @@ fn libvirt_a_merge_into_a_full_file_system_keeps_the_overlay_until_there_is_room
         guest.flush();
         let filler = lab.path("images/filler");
         let fill = format!("cat /dev/zero > '{}' 2>/dev/null; sync", filler.display());
-        drop(Command::new("sh").args(["-c", &fill]).status().unwrap());
+        assert!(Command::new("sh").args(["-c", &fill]).status().unwrap().success());
         let failed = lab.run(&["cleanup", "mail01"]);
         assert_eq!(failed.status, 3, "{failed:?}");
         assert!(failed.stderr.contains("with all the guest has written"), "{failed:?}");

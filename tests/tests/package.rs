@@ -37,11 +37,14 @@ fn root_the_package_brings_all_that_belongs_to_it_and_leaves_only_data() {
         let found = stat(root.join(path));
         assert_eq!((found.st_mode, found.st_uid, found.st_gid), (mode, 0, 0), "{path}");
     }
-    assert_eq!(std::fs::read_link(root.join("usr/bin/unchunkfs")).unwrap(), Path::new("chunkfs"));
+    for (link, program) in [("unchunkfs", "chunkfs"), ("vm_backup.sh", "virt-backup")] {
+        assert_eq!(std::fs::read_link(root.join("usr/bin").join(link)).unwrap(), Path::new(program));
+    }
     home.sh("cd root && md5sum --quiet --check var/lib/dpkg/info/virt-backup.md5sums").ok();
     let version = format!("virt-backup {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(home.run("root/usr/bin/virt-backup --version").ok(), version);
     assert!(home.run("root/usr/bin/unchunkfs").stderr.contains("unchunkfs"), "its older name is understood");
+    assert!(home.run("root/usr/bin/vm_backup.sh --help").ok().contains("--backup-base-dir"), "and this one");
     for program in ["chunkfs", "virt-backup"] {
         home.sh(&format!(
             "man --warnings --local-file root/usr/share/man/man1/{program}.1.gz | grep -q NAME"

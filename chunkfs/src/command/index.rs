@@ -115,7 +115,7 @@ fn view_files(index: &Index, disk: Option<String>, since: Option<Since>) -> Resu
         index.changed_since(&disk, since, |changed| {
             let left = last.replace(changed.chunk.leaf()).filter(|leaf| *leaf != changed.chunk.leaf());
             let lines = left.map(digests).unwrap_or_default();
-            let line = write!(out, "{lines}{disk}/{}\n", Node::of_chunk(changed.chunk).path());
+            let line = writeln!(out, "{lines}{disk}/{}", Node::of_chunk(changed.chunk).path());
             failed = std::mem::replace(&mut failed, Ok(())).and(line);
         })?;
         let line = out.write_all(last.map(digests).unwrap_or_default().as_bytes());

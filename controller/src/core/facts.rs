@@ -97,6 +97,16 @@ pub struct DiskFacts {
     /// The disk's own image first, then those below it; what can be reached as a path on this host.
     pub chain: Chain,
     pub reflink: Reflink,
+    /// How many snapshots are within the image.
+    pub snapshots: u32,
+}
+
+/// A snapshot of the domain that libvirt knows of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFacts {
+    pub name: String,
+    /// As libvirt would take it to define the snapshot again, with secrets.
+    pub xml: String,
 }
 
 /// Can the disk's image be cloned by sharing its blocks?

@@ -45,6 +45,10 @@ pub enum Record {
         step: u32,
     },
     /// The whole plan has been done.
+    /// What these made is to stay: nothing of it is owed any more.
+    Kept {
+        steps: Vec<u32>,
+    },
     Complete,
 }
 
@@ -217,6 +221,11 @@ impl Journal {
                 self.debt(*step)?.state = DebtState::Done { process: process.clone() };
             }
             Record::Undone { step } => self.debt(*step)?.state = DebtState::Undone,
+            Record::Kept { steps } => {
+                for step in steps {
+                    self.debt(*step)?.state = DebtState::Undone;
+                }
+            }
             Record::Complete => self.progress = Progress::Complete,
         }
         Ok(())

@@ -109,6 +109,12 @@ impl Uuid {
         Ok(Uuid(parts.join("-")))
     }
 
+    /// A random one (RFC 9562, version 4), of random bits.
+    pub fn from_bits(bits: u128) -> Uuid {
+        let bits = bits & !(0xf << 76) & !(0x3 << 62) | 4 << 76 | 2 << 62;
+        Uuid::new(&format!("{bits:032x}")).expect("32 digits are a UUID")
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use thiserror::Error;
 
 use super::compression::Compression;
 use super::dumpcmd::DumpCommand;
-use super::names::Target;
+use super::names::{Target, Uuid, VmName};
+use super::retention::{ArchiveName, Policy};
 
 /// What `chunkmount` may be told about one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +68,28 @@ pub enum DumpForm {
     Qcow2(Clusters),
     /// Into the input of a command of the user's.
     Piped(DumpCommand, Compression),
+}
+
+/// What `archive` may be told besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// The archives of a VM are in a directory of its name in this one.
+    pub base: PathBuf,
+    pub name: ArchiveName,
+    pub clusters: Clusters,
+    /// What the domain in the archive is called. None: `<vm>-restore-<archive>`.
+    pub new_name: Option<VmName>,
+    /// Its UUID.
+    pub uuid: Uuid,
+    pub macs: Macs,
+    pub policy: Policy,
+}
+
+/// `--new-mac`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Macs {
+    Kept,
+    New,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

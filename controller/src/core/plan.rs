@@ -1,6 +1,7 @@
 //! Facts and options to a plan, or to a refusal that says why for each disk.
 //! Decides everything and touches nothing; the steps are carried out by `session`.
 
+pub mod archive;
 mod candidates;
 mod choose;
 mod dump;
@@ -46,6 +47,8 @@ pub enum Purpose {
     View,
     /// A copy of everything: leaves checkpoints and index alone.
     Copy,
+    /// The same, of the images themselves: an export shows no snapshots that are within an image.
+    Archive,
 }
 
 /// What will be done, in order.
@@ -104,6 +107,7 @@ struct PointInTime {
     release: BTreeMap<Target, Vec<Undo>>,
 }
 
+pub use archive::archive;
 pub use dump::dump;
 
 /// The plan that shows a VM's disks as chunks under `B/<vm>`.
@@ -187,6 +191,7 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
     let path = path.display();
     let in_the_way = match &case.facts.mount_point {
         MountPoint::Absent | MountPoint::EmptyDirectory => None,
+        _ if case.purpose == Purpose::Archive => None,
         MountPoint::Occupied if case.purpose == Purpose::Copy => {
             Some(format!("{path} exists, with something in it that is of no dump of ours"))
         }
@@ -252,7 +257,7 @@ fn base(case: &Case<'_>, target: &Target) -> Option<Point> {
 fn wants_checkpoints(case: &Case<'_>) -> bool {
     match (case.purpose, case.options.tracking) {
         (Purpose::View, Tracking::Auto | Tracking::Bitmap) => true,
-        (Purpose::View, Tracking::Digest | Tracking::None) | (Purpose::Copy, _) => false,
+        (Purpose::View, Tracking::Digest | Tracking::None) | (Purpose::Copy | Purpose::Archive, _) => false,
     }
 }
 

@@ -82,6 +82,10 @@ pub enum Step {
     ServeImage(ImageService),
     /// Done when the view is ready for readers.
     StartView(ViewService),
+    /// A directory that stays, for those that have to be in it.
+    KeepDir {
+        path: PathBuf,
+    },
     /// A directory for files with guest data: nobody else can look into it.
     MakePrivateDir {
         path: PathBuf,
@@ -139,8 +143,10 @@ pub struct DumpRecord {
     pub names: Vec<String>,
     /// The one of these that gets the digests.
     pub digests: String,
-    /// Where this is written down.
-    pub record: PathBuf,
+    /// Where this is written down for cleanup. None: cleanup has nothing to do with these files.
+    pub record: Option<PathBuf>,
+    /// The one that is written last, and what it says: where it is, everything is.
+    pub manifest: Option<(String, String)>,
 }
 
 /// What a step owes. Every undo may be carried out any number of times, and when the step never happened.
@@ -305,7 +311,7 @@ impl Step {
             Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } | Step::CopyDisk(_) => {
                 return None;
             }
-            Step::Early(_) | Step::Release(_) | Step::KeepDump(_) => return None,
+            Step::Early(_) | Step::Release(_) | Step::KeepDump(_) | Step::KeepDir { .. } => return None,
         })
     }
 }
@@ -378,6 +384,7 @@ impl fmt::Display for Step {
                 write!(f, "serve {target} read-only on {}: {}", socket.display(), formats.join(" over "))
             }
             Step::StartView(service) => write!(f, "show the view at {}", service.mount_point.display()),
+            Step::KeepDir { path } => write!(f, "make {} unless it is there", path.display()),
             Step::MakePrivateDir { path } => write!(f, "make {}", path.display()),
             Step::CopyDisk(copy) => copy.fmt(f),
             Step::KeepDump(record) => {

@@ -2,7 +2,7 @@
 //! Two readers: `chunkfs` takes what it needs, and a later cleanup what it needs to close the generation.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chunkfs::serve;
 use chunkfs::source::guarded::FileState;
@@ -237,6 +237,12 @@ impl ShownDisk {
 }
 
 impl Images {
+    /// The uppermost: the disk's own.
+    pub fn first(&self) -> Option<&Path> {
+        let (Images::AsSurveyed(layers) | Images::AsFound(layers)) = self;
+        layers.first().map(|layer| layer.path.as_path())
+    }
+
     /// None: they prove nothing later.
     pub fn mark(&self) -> Option<ImagesMark> {
         match self {

@@ -9,7 +9,7 @@ mod xml;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,7 +22,7 @@ use virt::sys;
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
     BackupJob, BitmapState, CheckpointFacts, Definition, DiskFacts, GuestFacts, GuestState, PullSupport,
-    Reflink, local_path,
+    Reflink, SnapshotFacts, local_path,
 };
 use crate::core::names::CheckpointName;
 use crate::core::step::{BackupRequest, Overlay, OverlayRequest};
@@ -172,7 +172,28 @@ impl Guests for Machine {
             bitmaps: disks::bitmaps(disk),
             chain: disks::chain(self, disk),
             reflink: reflink(disk),
+            snapshots: disks::snapshots(disk),
         })
+    }
+
+    fn snapshots(&self, id: &DomainId) -> Result<Vec<SnapshotFacts>> {
+        let listed = ffi::snapshots(&self.guests.expect(id)?).map_err(told)?;
+        Ok(listed.into_iter().map(|(name, xml)| SnapshotFacts { name, xml }).collect())
+    }
+
+    fn files_in_use(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut files = Vec::new();
+        for known in &self.guests.known {
+            for domain in known.connect()?.list_all_domains(0).map_err(told).context("list the domains")? {
+                let name = domain.name().map_err(told)?;
+                for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
+                    let xml = domain.xml_desc(flags).map_err(told)?;
+                    let found = xml::files(&xml).with_context(|| format!("understand the domain {name}"))?;
+                    files.extend(found.into_iter().map(|file| (name.clone(), file)));
+                }
+            }
+        }
+        Ok(files)
     }
 
     fn checkpoints(&self, id: &DomainId) -> Result<Vec<CheckpointFacts>> {

@@ -142,6 +142,10 @@ impl<T: OnThisMachine> Files for T {
             .with_context(|| format!("remove the directory {}", path.display()))
     }
 
+    fn remove_tree(&self, path: &Path) -> Result<Removal> {
+        removed(path, fs::remove_dir_all(path)).with_context(|| format!("remove all of {}", path.display()))
+    }
+
     fn guard(&self, path: &Path) -> Result<Option<Guard>> {
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path);
         let file = open.with_context(|| format!("open {}", path.display()))?;

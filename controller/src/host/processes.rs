@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::core::domain::Format;
 use crate::core::facts::{ChainLayer, IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
-use crate::core::names::{JobId, Names, Target, index_file, target_of_shown};
+use crate::core::names::{JobId, Names, Target, Uuid, index_file, target_of_shown};
 use crate::core::options::ChunkSize;
 use crate::core::point::Point;
 use crate::core::step::{CopyRequest, ImageService, ViewService};
@@ -38,6 +38,14 @@ const SERVER_STARTS_WITHIN: Duration = Duration::from_secs(30);
 const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// For another process to let go of the index.
 const INDEX_WAIT: Duration = Duration::from_secs(10);
+
+impl Machine {
+    pub fn new_uuid(&self) -> Result<Uuid> {
+        let mut bytes = [0; 16];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a UUID")?;
+        Ok(Uuid::from_bits(u128::from_le_bytes(bytes)))
+    }
+}
 
 impl Processes for Machine {
     fn this_process(&self) -> Result<ProcessId> {

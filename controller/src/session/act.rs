@@ -64,6 +64,14 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
             host.serve_image(service)?;
         }
         Step::StartView(service) => return host.start_view(service).map(Acted::Shown),
+        Step::KeepDir { path } => {
+            // One that is there stays as its owner has made it.
+            for dir in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+                if host.entry(dir)? == Entry::Absent {
+                    host.make_private_dir(dir)?;
+                }
+            }
+        }
         Step::MakePrivateDir { path } => {
             host.make_private_dir(path)?;
         }

@@ -11,9 +11,10 @@ use virt_backup::core::compression::Compression;
 use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
 use virt_backup::core::options::{
-    ChunkSize, Chunkmount, Dump, DumpForm, JobLimit, LockAfter, Memory, MethodChoice, Pause, Quiesce,
-    Running, Tracking,
+    Archive, ChunkSize, Chunkmount, Clusters, Dump, DumpForm, JobLimit, LockAfter, Macs, Memory,
+    MethodChoice, Pause, Quiesce, Running, Tracking,
 };
+use virt_backup::core::retention::{ArchiveName, Policy};
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -25,8 +26,9 @@ pub(crate) struct Scenario {
     /// The world before this program ever ran on it.
     pristine: World,
     pub(crate) options: Chunkmount,
-    /// A dump in the place of a view.
+    /// A dump or an archive in the place of a view.
     pub(crate) dump: Option<Dump>,
+    pub(crate) archive: Option<Archive>,
     pub(crate) guest_runs: bool,
     /// Checkpoints of ours after a job that went well.
     pub(crate) checkpoints_left: usize,
@@ -54,6 +56,18 @@ pub(crate) fn options() -> Chunkmount {
 
 pub(crate) fn uuid() -> Uuid {
     Uuid::new(UUID).unwrap()
+}
+
+fn archive() -> Archive {
+    Archive {
+        base: "/archives".into(),
+        name: ArchiveName::parse("2025-07-14-172447").unwrap(),
+        clusters: Clusters::Plain,
+        new_name: None,
+        uuid: Uuid::from_bits(7),
+        macs: Macs::Kept,
+        policy: Policy { last: std::num::NonZeroU32::new(1), ..Policy::KEEP_ALL },
+    }
 }
 
 fn target(name: &str) -> Target {
@@ -137,6 +151,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         pristine: World::default(),
         options: options(),
         dump: None,
+        archive: None,
         guest_runs: true,
         checkpoints_left: 1,
         twice: false,
@@ -296,6 +311,18 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             untouched,
             dumped(MethodChoice::Offline, Pause::AsLongAsItTakes),
         ),
+        make(
+            "archive: external",
+            running(BOTH),
+            untouched,
+            Scenario { archive: Some(archive()), ..dumped(MethodChoice::Auto, Pause::Never) },
+        ),
+        make(
+            "archive: off",
+            off(BOTH),
+            untouched,
+            Scenario { archive: Some(archive()), ..dumped(MethodChoice::Auto, Pause::Never) },
+        ),
         make("dump: off", off(BOTH), untouched, dumped(MethodChoice::Auto, Pause::Never)),
         make(
             "dump: over an older dump, lock kept",
@@ -341,8 +368,9 @@ pub(crate) fn our_checkpoints(world: &World) -> Vec<CheckpointName> {
 /// Nothing of ours is left but the state that is to stay, and the guest has lost nothing.
 pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) {
     let stays = ["/state", "/state/mail01", "/state/mail01/guard", "/state/.run"].map(Path::new);
-    let nodes =
-        |w: &World| w.nodes.keys().filter(|p| !stays.contains(&p.as_path())).cloned().collect::<Vec<_>>();
+    // Archives are not taken back; what they must be is checked by itself.
+    let passing = |path: &Path| !stays.contains(&path) && !path.starts_with("/archives");
+    let nodes = |w: &World| w.nodes.keys().filter(|path| passing(path)).cloned().collect::<Vec<_>>();
     assert_eq!(nodes(world), nodes(&scenario.pristine), "{story}: files");
     assert!(world.mounts.is_empty(), "{story}: mounted: {:?}", world.mounts);
     assert!(world.processes.is_empty(), "{story}: running: {:?}", world.processes);
@@ -401,5 +429,20 @@ pub(crate) fn assert_dumps_are_complete(world: &World, story: &str) {
     );
     if world.nodes.contains_key(&dir.join("mail01.b3")) {
         assert_eq!(there.len(), 2, "{story}: the list of digests is there before the disks are");
+    }
+}
+
+/// An archive that has its manifest has everything else, too; of one that has not, nothing is left after cleanup.
+pub(crate) fn assert_archives_are_complete(world: &World, cleaned: bool, story: &str) {
+    let inside = |dir: &str| {
+        let names = world.names_in(&Path::new("/archives/mail01").join(dir));
+        names.into_iter().collect::<BTreeSet<_>>()
+    };
+    let complete: BTreeSet<_> = ["vda.qcow2", "vdb.qcow2", "manifest.json"].map(str::to_owned).into();
+    for dir in world.names_in(Path::new("/archives/mail01")) {
+        let there = inside(&dir);
+        let whole = complete.is_subset(&there) && there.iter().any(|name| name.ends_with(".b3"));
+        assert!(whole || !there.contains("manifest.json"), "{story}: {dir}: {there:?}");
+        assert!(!cleaned || whole && there.len() == 5, "{story}: {dir} is left after cleanup: {there:?}");
     }
 }

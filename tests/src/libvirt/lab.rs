@@ -157,7 +157,7 @@ impl Lab {
 }
 
 /// By chunks, for a comparison of bytes takes long.
-pub(super) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+pub fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     let size = super::guest::CHUNK as usize;
     a.chunks(size).zip(b.chunks(size)).position(|(a, b)| a != b)
 }

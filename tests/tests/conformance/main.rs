@@ -4,6 +4,7 @@
 mod backuppc;
 mod closed;
 mod life;
+mod run;
 mod schedules;
 mod stage;
 mod systemd;

@@ -33,7 +33,7 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 
 /// For a disk of a running guest.
 pub(super) fn by_bitmap(case: &Case<'_>, wanted: &Wanted<'_>) -> Candidates {
-    if case.purpose == Purpose::Copy {
+    if case.purpose != Purpose::View {
         return Candidates::Stamped;
     }
     match case.options.tracking {

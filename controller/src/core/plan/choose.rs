@@ -94,6 +94,9 @@ fn asked(case: &Case<'_>) -> Vec<Method> {
         // Only a snapshot that QEMU takes of both has them as of one point in time.
         MethodChoice::Auto if case.options.memory == Memory::Saved && !off => vec![Method::External],
         MethodChoice::Auto if off => vec![Method::Offline],
+        MethodChoice::Auto if case.purpose == Purpose::Archive => {
+            vec![Method::External, Method::Reflink, Method::Pull, Method::Offline]
+        }
         MethodChoice::Auto => {
             let mut methods = vec![Method::Pull, Method::External, Method::Reflink];
             methods.extend((case.options.pause == Pause::AsLongAsItTakes).then_some(Method::Offline));
@@ -109,6 +112,12 @@ fn asked(case: &Case<'_>) -> Vec<Method> {
 
 /// What speaks against a method.
 fn against(case: &Case<'_>, method: Method, wanted: &[Wanted<'_>]) -> Vec<Reason> {
+    let loses = |disk: &&Wanted<'_>| {
+        case.purpose == Purpose::Archive && method == Method::Pull && disk.facts.snapshots > 0
+    };
+    if let Some(disk) = wanted.iter().find(loses) {
+        return vec![reason(disk.disk, "it would lose the snapshots that are within the image".to_owned())];
+    }
     let (whole, of_disk): (_, fn(&Case<'_>, &Wanted<'_>) -> Option<String>) = match method {
         Method::Pull => (pull::unfit(case), pull::obstacle),
         Method::External => (external::unfit(case), external::obstacle),

@@ -32,7 +32,8 @@ pub fn dump(case: Case<'_>, options: &Dump) -> Result<Plan, Refusal> {
     let mut record = DumpRecord {
         names: vec![names.shown_xml()],
         digests: names.dump_digests(),
-        record: names.dump_record(),
+        record: Some(names.dump_record()),
+        manifest: None,
         dir: dir.clone(),
     };
     record.names.extend(copies.iter().filter_map(|copy| Some(file_of(copy)?.to_owned())));

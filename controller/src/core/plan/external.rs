@@ -11,7 +11,7 @@ use crate::core::step::{Overlay, OverlayRequest, Step, Undo};
 
 use crate::core::viewspec::{Feed, Images, ShownDisk};
 
-use super::{Case, PointInTime, Wanted, candidates, hold, offline};
+use super::{Case, PointInTime, Purpose, Wanted, candidates, hold, offline};
 
 pub(super) fn unfit(case: &Case<'_>) -> Option<String> {
     let off = case.facts.guest.state == GuestState::ShutOff;
@@ -58,7 +58,7 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let mut take = hold::atomically(case, vec![Step::TakeOverlays(request)]);
     take.extend(services.into_iter().map(Step::ServeImage));
     let mut notes = hold::notes(case);
-    if case.options.running == Running::Stays {
+    if case.purpose == Purpose::View {
         notes.push("the guest writes to overlays beside its images until cleanup".to_owned());
     }
     PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release }

@@ -96,6 +96,11 @@ pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
     }
 }
 
+/// For a guest that is neither suspended for long nor has its memory saved.
+pub(super) fn consistency_of(case: &Case<'_>) -> Consistency {
+    consistency(case, Method::Pull)
+}
+
 /// What a user of `--quiesce=auto` should know.
 pub(super) fn notes(case: &Case<'_>) -> Vec<String> {
     let running = case.facts.guest.state == GuestState::Running && case.options.running == Running::Stays;

@@ -75,9 +75,9 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let (disks, services) = shown(case, wanted, if off { Read::AsSurveyed } else { Read::AsTheyAre });
     let claims = services.iter().map(|s| Step::ClaimFile { path: s.socket.clone() }).collect();
     let note = match (off, case.options.running) {
-        (true, _) => "a guest that is started while its view is mounted makes the view's reads fail",
-        (false, Running::ShutDown { .. }) => "the guest is shut down until cleanup",
-        (false, Running::Stays) => "the guest is suspended until cleanup",
+        (true, _) => "a guest that is started meanwhile makes all further reads fail",
+        (false, Running::ShutDown { .. }) => "the guest is shut down for as long as this takes",
+        (false, Running::Stays) => "the guest is suspended for as long as this takes",
     };
     let take = hold.into_iter().chain(services.into_iter().map(Step::ServeImage)).collect();
     let notes = [note.to_owned()].into_iter().chain(hold::notes(case)).collect();

@@ -53,7 +53,7 @@ fn given() -> Given {
     let disk = |format, path: &str, bitmaps| {
         let layer = chain_layer(format, path, 7);
         let reflink = Reflink::Impossible { why: "the file system cannot share blocks".to_owned() };
-        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]), reflink }
+        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]), reflink, snapshots: 0 }
     };
     let disks = BTreeMap::from([
         (target("vda"), disk(Format::Qcow2, "/i/a.qcow2", BitmapSupport::Qcow2V3)),

@@ -29,6 +29,14 @@ pub(super) fn bitmaps(disk: &Disk) -> BitmapSupport {
     }
 }
 
+pub(super) fn snapshots(disk: &Disk) -> u32 {
+    match (&disk.format, local_path(&disk.source)) {
+        // An image that cannot be looked at is not copied as it is, either.
+        (Format::Qcow2, Some(path)) => qcow2::read(path).map_or(0, |header| header.snapshots),
+        _ => 0,
+    }
+}
+
 /// The disk's own image and those below it.
 pub(super) fn chain(files: &dyn Files, disk: &Disk) -> Chain {
     let Some(path) = local_path(&disk.source) else {

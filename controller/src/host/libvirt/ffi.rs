@@ -146,6 +146,32 @@ pub(super) fn snapshot(domain: &Domain, xml: &str, of: Of) -> Result<(), Error> 
     done(unsafe { sys::virDomainSnapshotFree(snapshot) })
 }
 
+/// Name and XML of all snapshots that libvirt keeps of a domain.
+pub(super) fn snapshots(domain: &Domain) -> Result<Vec<(String, String)>, Error> {
+    let mut list: *mut sys::virDomainSnapshotPtr = ptr::null_mut();
+    // SAFETY: the domain is alive; libvirt puts an array of its own making into `list`.
+    let count = unsafe { sys::virDomainListAllSnapshots(domain.as_ptr(), &mut list, 0) };
+    let count = usize::try_from(count).map_err(|_| Error::last_error())?;
+    let mut found = Vec::new();
+    for at in 0..count {
+        // SAFETY: the array has `count` snapshots, each alive until it is freed below.
+        let snapshot = unsafe { *list.add(at) };
+        // SAFETY: the snapshot is alive.
+        let name = unsafe { sys::virDomainSnapshotGetName(snapshot) };
+        // SAFETY: a name ends with NUL and lives as long as the snapshot, whose it stays.
+        let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned());
+        let flags = sys::VIR_DOMAIN_SNAPSHOT_XML_SECURE;
+        // SAFETY: the snapshot is alive; the result is null or a string that is ours to free.
+        let xml = unsafe { owned(sys::virDomainSnapshotGetXMLDesc(snapshot, flags)) };
+        // SAFETY: it is ours, and this is the last use. The calls before have kept what they found.
+        unsafe { sys::virDomainSnapshotFree(snapshot) };
+        found.push((name, xml));
+    }
+    // SAFETY: the array was allocated for us, and nothing refers to it any more.
+    unsafe { free(list.cast()) };
+    found.into_iter().map(|(name, xml)| Ok((name.ok_or_else(Error::last_error)?, xml?))).collect()
+}
+
 /// Begins to merge the uppermost image of a disk, `top`, into `base` below it.
 pub(super) fn begin_commit(domain: &Domain, target: &str, top: &str, base: &str) -> Result<(), Error> {
     let (target, top, base) = (CString::new(target)?, CString::new(top)?, CString::new(base)?);

@@ -13,6 +13,8 @@ pub(super) struct Header {
     pub(super) encrypted: bool,
     /// The guest's data is in another file.
     pub(super) external_data: bool,
+    /// How many snapshots are within the image.
+    pub(super) snapshots: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,7 @@ fn parse(bytes: &[u8]) -> Option<Header> {
         backing,
         encrypted: u32_at(32)? != 0,
         external_data: features & EXTERNAL_DATA != 0,
+        snapshots: u32_at(60)?,
     })
 }
 

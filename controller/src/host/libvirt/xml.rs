@@ -112,6 +112,16 @@ pub(super) fn mentions(domain: &str, file: &Path) -> Result<bool, roxmltree::Err
     Ok(sources.any(|source| source.attribute("file").is_some_and(|path| Path::new(path) == file)))
 }
 
+/// All files that a domain has: images, those below them, UEFI variables.
+pub(super) fn files(domain: &str) -> Result<Vec<PathBuf>, roxmltree::Error> {
+    let document = Document::parse(domain)?;
+    let sources = document.descendants().filter(|node| node.has_tag_name("source"));
+    let images = sources.filter_map(|source| source.attribute("file").or(source.attribute("dev")));
+    let nvram = document.descendants().filter(|node| node.has_tag_name("nvram"));
+    let nvram = nvram.filter_map(|node| node.text().or(node.children().find_map(|c| c.attribute("file"))));
+    Ok(images.chain(nvram).map(|path| PathBuf::from(path.trim())).collect())
+}
+
 /// The definition of a domain with a disk on its image again, which it was before it got the overlay. Every other byte
 /// stays. None: the disk is not on the overlay.
 pub(super) fn without_overlay(domain: &str, overlay: &Overlay) -> Result<Option<String>, roxmltree::Error> {

@@ -126,6 +126,14 @@ impl Files for SimHost {
         })
     }
 
+    fn remove_tree(&self, path: &Path) -> Result<Removal> {
+        self.effect("remove_tree", |world| {
+            let before = world.nodes.len();
+            world.nodes.retain(|node, _| !node.starts_with(path));
+            Ok(if world.nodes.len() < before { Removal::Removed } else { Removal::AlreadyGone })
+        })
+    }
+
     fn guard(&self, path: &Path) -> Result<Option<Guard>> {
         // Gone with the process, as the kernel does it: the guard itself has nothing to give back before.
         let pid = self.pid;

@@ -2,7 +2,7 @@
 //! As strict as libvirt where strictness has caught a mistake: one job, no deletion under it, no name twice.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
     Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Clock, Definition,
-    DiskFacts, GuestFacts, GuestState, PullSupport, Reflink, Storage,
+    DiskFacts, GuestFacts, GuestState, PullSupport, Reflink, SnapshotFacts, Storage,
 };
 use crate::core::names::{CheckpointName, Target, image_of_overlay};
 use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
@@ -55,7 +55,21 @@ impl Guests for SimHost {
                 clock: Clock::Settled,
             };
             let (capacity, chain) = (world.capacity(), Chain::Known(vec![layer]));
-            Ok(DiskFacts { capacity, bitmaps, chain, reflink: Reflink::Possible })
+            Ok(DiskFacts { capacity, bitmaps, chain, reflink: Reflink::Possible, snapshots: 0 })
+        })
+    }
+
+    fn snapshots(&self, _domain: &DomainId) -> Result<Vec<SnapshotFacts>> {
+        self.ask(|_| Ok(Vec::new()))
+    }
+
+    fn files_in_use(&self) -> Result<Vec<(String, PathBuf)>> {
+        self.ask(|world| {
+            let of = |guest: &Guest| {
+                let name = guest.name.clone();
+                guest.disks.values().map(move |path| (name.clone(), path.clone())).collect::<Vec<_>>()
+            };
+            Ok(world.guests.values().flat_map(of).collect())
         })
     }
 

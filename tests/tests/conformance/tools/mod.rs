@@ -65,5 +65,8 @@ pub const TOOLS: &[Entry] = &[
     run("tar --newer", || Box::new(tar::Newer)),
     run("tar -S --listed-incremental", || Box::new(tar::Listed)),
     Entry { name: "kopia", tool: Err("not run here: Debian has no package of it") },
-    Entry { name: "rustic", tool: Err("not run here: no package, and too large to be built for a test") },
+    Entry {
+        name: "rustic",
+        tool: Err("not run here: Debian has no package of it, and it was not built from the registry"),
+    },
 ];
