@@ -12,6 +12,7 @@ mod blocks;
 mod command;
 mod encode;
 mod error;
+mod expand;
 mod partial;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use crate::core::compression::Compression;
 pub use crate::core::dumpcmd::DumpCommand;
 use crate::core::units::Bytes;
 pub use error::CarryError;
+pub use expand::expand;
 pub use partial::Directory;
 
 use blocks::{Block, Reading};
@@ -116,6 +118,13 @@ pub fn to_command(
 ) -> Result<Carried, CarryError> {
     let feed = Feed::command(words, environment, options)?;
     pipe(source, feed, options, watch)
+}
+
+/// The digest alone: nothing is written.
+pub fn digest(source: &dyn Source, options: &Options<'_>, watch: &dyn Watch) -> Result<Carried, CarryError> {
+    let reading = Reading { source, block_len: BLOCK, options, watch };
+    let digest = blocks::for_each(&reading, || Ok(()), |(): &mut (), _: &mut Block| Ok(()), |()| Ok(()))?;
+    Ok(Carried { bytes: Bytes(source.len().bytes()), digest })
 }
 
 fn fill(

@@ -4,16 +4,19 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use virt_backup::carry::{self, CarryError, Compression, DumpCommand};
+use virt_backup::command::restore;
+use virt_backup::core::domain::Format;
 use virt_backup::core::names::{Places, Target, Uuid, VmName};
 use virt_backup::core::options::{
     self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Macs, Memory, MethodChoice, Pause, Quiesce,
     Running, Tracking,
 };
+use virt_backup::core::restore::{Existing, MacWish, Then, Wish, Writing};
 use virt_backup::core::retention::{ArchiveName, Policy};
 
 /// Back up running libvirt guests with the backup tools you already trust
@@ -82,10 +85,14 @@ pub(crate) enum Command {
     Unlock(Vms),
     /// Show the disks of a VM, run a command, and clean up; ends with the status of the command
     Run(Run),
+    /// Bring a guest back, from what a backup tool kept of a view, from a dump or from an archive
+    Restore(Box<Restore>),
     /// Tell which jobs there are and what is owed
     Status(Report),
     /// Tell which VMs there are
     List(Report),
+    /// Tell whether this host is ready, and what to do if not
+    Doctor(Report),
     /// Remove our checkpoint and index of VMs: the next backup starts afresh
     Forget(Vms),
     /// End a backup job and leave the rest to cleanup: what a view calls when the space for it runs short
@@ -300,6 +307,74 @@ pub(crate) struct Run {
     pub(crate) words: Vec<OsString>,
 }
 
+/// Where from, where to, and what then.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The directory that holds NAME.xml and the disks of one VM
+    #[arg(value_name = "BACKUP")]
+    from: PathBuf,
+
+    /// Which VM, where the directory has several
+    #[arg(long, value_name = "NAME")]
+    vm: Option<String>,
+
+    /// Restore beside the original: under this name, with a new UUID and new MAC addresses
+    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    name: Option<VmName>,
+
+    /// Put the disks into this directory; they go where they were unless told otherwise
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+
+    /// Put one disk to a file or a block device: vda=/dev/vg0/mail01. May be repeated
+    #[arg(long = "disk", value_name = "TARGET=PATH", value_parser = target_and_path)]
+    disks: Vec<(Target, PathBuf)>,
+
+    /// Restore the guest without these disks: vda,hdb
+    #[arg(long, value_name = "TARGETS", value_delimiter = ',', value_parser = target)]
+    exclude: Vec<Target>,
+
+    /// raw or qcow2; as the guest had it unless told otherwise
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    format: Option<Format>,
+
+    /// Write only what differs from what is there. Cannot be taken back
+    #[arg(long)]
+    in_place: bool,
+
+    /// Replace what is there: a file, a device of a defined domain, the domain itself. Never one that runs
+    #[arg(long)]
+    force: bool,
+
+    /// New MAC addresses also under the old name
+    #[arg(long)]
+    new_mac: bool,
+
+    /// The old MAC addresses also under a new name
+    #[arg(long, conflicts_with = "new_mac")]
+    keep_mac: bool,
+
+    /// Restore the disks and define no domain
+    #[arg(long, conflicts_with_all = ["start", "state"])]
+    no_define: bool,
+
+    /// Start the guest
+    #[arg(long)]
+    start: bool,
+
+    /// Go on from the memory that was saved
+    #[arg(long)]
+    state: bool,
+
+    /// Do not read the whole backup before anything is written
+    #[arg(long)]
+    no_verify: bool,
+
+    /// Tell what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Report {
     /// Report as JSON
@@ -410,6 +485,40 @@ impl Job {
     }
 }
 
+impl Restore {
+    pub(crate) fn request(&self, places: &Places, chunkfs: &Path) -> std::io::Result<restore::Request> {
+        let then = match (self.no_define, self.state, self.start) {
+            (true, _, _) => Then::Nothing,
+            (_, true, _) => Then::Resume,
+            (_, _, true) => Then::Start,
+            _ => Then::Define,
+        };
+        let macs = match (self.new_mac, self.keep_mac) {
+            (true, _) => MacWish::New,
+            (_, true) => MacWish::Own,
+            _ => MacWish::ByName,
+        };
+        let wish = Wish {
+            name: self.name.clone(),
+            to: self.to.as_ref().map(std::path::absolute).transpose()?,
+            disks: self.disks.iter().cloned().collect(),
+            exclude: self.exclude.iter().cloned().collect(),
+            format: self.format.clone(),
+            writing: if self.in_place { Writing::InPlace } else { Writing::Whole },
+            existing: if self.force { Existing::Replaceable } else { Existing::Protected },
+            macs,
+            then,
+        };
+        let verification = match self.no_verify {
+            true => restore::Verification::WhileCopying,
+            false => restore::Verification::Before,
+        };
+        let (from, vm) = (self.from.clone(), self.vm.clone());
+        let (places, chunkfs) = (places.clone(), chunkfs.to_owned());
+        Ok(restore::Request { from, vm, wish, verification, places, chunkfs })
+    }
+}
+
 fn target(text: &str) -> Result<Target, String> {
     Target::new(text).map_err(|error| error.to_string())
 }
@@ -426,4 +535,21 @@ fn dump_command(text: &str) -> Result<DumpCommand, String> {
 fn rate(text: &str) -> Result<NonZeroU64, String> {
     let rate = options::bytes(text).and_then(NonZeroU64::new);
     rate.ok_or_else(|| "is not a rate: give bytes a second, such as 50M".to_owned())
+}
+
+fn vm_name(text: &str) -> Result<VmName, String> {
+    VmName::new(text).map_err(|error| error.to_string())
+}
+
+fn target_and_path(text: &str) -> Result<(Target, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("write it as vda=/path")?;
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    Ok((target(name)?, path))
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    match Format::from(text.to_owned()) {
+        Format::Other(_) => Err("it is raw or qcow2".to_owned()),
+        known => Ok(known),
+    }
 }

@@ -10,6 +10,7 @@
 //!   gone. So every undo may be repeated.
 
 mod copying;
+pub mod definitions;
 pub mod exec;
 pub mod libvirt;
 pub mod local;

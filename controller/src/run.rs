@@ -1,12 +1,13 @@
 //! From the words of the command line to the commands, VM after VM, and to the exit status.
 //! Tells the user on stdout what came of it, on stderr what was noteworthy or failed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use chunkfs::command::progress::{Progress, Show};
 use clap::CommandFactory;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use virt_backup::command::{self, Failure};
@@ -19,8 +20,8 @@ use virt_backup::host::machine::Machine;
 use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
-use crate::cli::{Archive, Cli, Command, Common, Copy, Job};
-use crate::report;
+use crate::cli::{Archive, Cli, Command, Common, Copy, Job, Restore};
+use crate::{doctor, report};
 
 const USAGE: u8 = 2;
 const BUSY: u8 = 4;
@@ -33,6 +34,7 @@ pub(crate) struct Context {
     /// Set by a signal: whatever is being built up is taken back.
     interrupted: Arc<AtomicBool>,
     own_command: Vec<String>,
+    chunkfs: PathBuf,
     quiet: bool,
 }
 
@@ -53,14 +55,16 @@ impl Context {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
         }
-        let chunkfs = std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
+        let chunkfs: PathBuf =
+            std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
         let own_command = vec![own, format!("--connect={}", common.connect.join(","))];
         Ok(Context {
-            machine: Machine::new(chunkfs, common.connect.clone(), own_command.clone()),
+            machine: Machine::new(chunkfs.clone(), common.connect.clone(), own_command.clone()),
             places: common.places()?,
             interrupted,
             own_command,
+            chunkfs,
             quiet: common.quiet,
         })
     }
@@ -103,7 +107,9 @@ impl Context {
                 Ok(())
             }),
             Command::Run(args) => self.run_beside(&args.vm, &args.job, &args.words),
+            Command::Restore(args) => self.restore(&args).unwrap_or_else(|error| complain(&error)),
             Command::Status(args) => report::status(self, args.json).unwrap_or_else(|error| complain(&error)),
+            Command::Doctor(args) => doctor::doctor(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::List(args) => report::list(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::EndBackup { uuid, socket } => {
                 self.end_backup(&uuid, &socket).map_or_else(|error| complain(&error), |()| 0)
@@ -240,6 +246,25 @@ impl Context {
             (Ok(status), _) => status_of(status),
             (Err(error), _) => complain(&Failure::from(error)),
         }
+    }
+
+    fn restore(&self, args: &Restore) -> Result<u8, Failure> {
+        let request = args.request(&self.places, &self.chunkfs).map_err(anyhow::Error::from)?;
+        if args.dry_run {
+            print!("{}", command::restore::decide(&self.machine, &request)?.plan);
+            return Ok(0);
+        }
+        let show = if self.quiet { Show::Never } else { Show::OnTerminal };
+        let progress = Progress::begin("restoring", show).map_err(anyhow::Error::from)?;
+        let restored = command::restore::restore(&self.machine, &request, &progress)?;
+        drop(progress);
+        let id = &restored.plan.id;
+        restored.cleared.iter().for_each(|cleared| self.note(id.name.as_str(), cleared));
+        restored.plan.notes.iter().for_each(|note| self.note(id.name.as_str(), note));
+        if !self.quiet {
+            println!("{id}: restored");
+        }
+        Ok(0)
     }
 
     fn end_backup(&self, uuid: &str, socket: &Path) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ mod monitor;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+pub use device::LoopDevice;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, first_difference};
 pub use monitor::Monitor;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use chunkfs::source::SourceError;
 use thiserror::Error;
 
+use crate::core::compression::Compression;
+
 #[derive(Debug, Error)]
 pub enum CarryError {
     #[error("disk {disk}: reading at byte {offset}: {error}")]
@@ -15,6 +17,8 @@ pub enum CarryError {
     File { doing: &'static str, path: PathBuf, offset: u64, error: io::Error },
     #[error("disk {disk}: compressing: {error}")]
     Compress { disk: String, error: io::Error },
+    #[error("expanding {compression}: {why}")]
+    Expand { compression: Compression, why: String },
     #[error("{name:?} is not the name of a file in a directory")]
     Name { name: String },
     #[error("{path} exists already")]

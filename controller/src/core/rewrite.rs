@@ -8,7 +8,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -28,8 +28,12 @@ pub struct Changes {
     pub macs: Macs,
     pub nvram: Nvram,
     pub network: Network,
-    /// By target. A target that the domain does not have is an error.
+    /// By target. A target that the domain does not have is an error, here and below.
     pub disks: BTreeMap<Target, NewDisk>,
+    /// Disks that the domain is to have no more.
+    pub without: BTreeSet<Target>,
+    /// Drives that stay, without their medium.
+    pub ejected: BTreeSet<Target>,
     /// In a snapshot: where the file of its memory is, if it has one of its own. None: keep.
     pub memory: Option<PathBuf>,
 }
@@ -44,6 +48,8 @@ impl Changes {
             nvram: Nvram::Keep,
             network: Network::Keep,
             disks: BTreeMap::new(),
+            without: BTreeSet::new(),
+            ejected: BTreeSet::new(),
             memory: None,
         }
     }

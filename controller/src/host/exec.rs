@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a program until it ends, and fails unless it ends well.
-pub(super) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
+pub(crate) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
     run_unless(program, arguments, within, &|| false)
 }
 
@@ -248,6 +248,49 @@ impl Fed {
         } else {
             words.to_owned()
         }))
+    }
+}
+
+/// A program that expands a file, and is read from. Killed when it is dropped before its end.
+#[derive(Debug)]
+pub(crate) struct Drawn {
+    child: Child,
+    output: ChildStdout,
+    words: mpsc::Receiver<String>,
+    name: String,
+}
+
+pub(crate) fn draw(program: &Path, arguments: &[OsString], input: File) -> Result<Drawn> {
+    let mut command = command(program, arguments);
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| start_error(program, error))?;
+    let words = listen(&mut child);
+    let output = child.stdout.take().context("the program has no output")?;
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    Ok(Drawn { child, output, words, name })
+}
+
+/// The end is an end only when the program ended well.
+impl Read for Drawn {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.output.read(buffer)?;
+        if read == 0 && !buffer.is_empty() {
+            let status = self.child.wait()?;
+            if !status.success() {
+                let words = self.words.recv_timeout(LAST_WORDS).unwrap_or_default();
+                let why = if words.trim().is_empty() { status.to_string() } else { words.trim().to_owned() };
+                return Err(std::io::Error::other(format!("{}: {why}", self.name)));
+            }
+        }
+        Ok(read)
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        // One that has ended and been waited for is not killed.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 

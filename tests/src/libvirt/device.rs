@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[derive(Debug)]
-pub(super) struct LoopDevice {
-    pub(super) path: PathBuf,
+pub struct LoopDevice {
+    pub path: PathBuf,
 }
 
 impl LoopDevice {
     /// A device of at least so many bytes.
-    pub(super) fn attach(image: &Path, at_least: u64) -> LoopDevice {
+    pub fn attach(image: &Path, at_least: u64) -> LoopDevice {
         let file = fs::OpenOptions::new().write(true).open(image).unwrap();
         file.set_len(file.metadata().unwrap().len().max(at_least)).unwrap();
         let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().unwrap();

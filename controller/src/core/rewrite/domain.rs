@@ -20,10 +20,18 @@ pub(super) fn edit(domain: Node<'_, '_>, changes: &Changes, edits: &mut Edits<'_
     }
     nvram(domain, &changes.nvram, edits)?;
     let disks = disks_of(domain)?;
-    for (target, new) in &changes.disks {
+    let find = |target: &Target| {
         let found = disks.iter().find(|(name, _)| name == target.as_str());
-        let (_, node) = found.ok_or_else(|| RewriteError::NoSuchDisk(target.clone()))?;
-        disk::edit(*node, new, edits)?;
+        found.map(|(_, node)| *node).ok_or_else(|| RewriteError::NoSuchDisk(target.clone()))
+    };
+    for target in &changes.without {
+        edits.remove(find(target)?);
+    }
+    for target in changes.ejected.iter().filter(|target| !changes.without.contains(target)) {
+        children(find(target)?, "source").for_each(|source| edits.remove(source));
+    }
+    for (target, new) in changes.disks.iter().filter(|(target, _)| !changes.without.contains(target)) {
+        disk::edit(find(target)?, new, edits)?;
     }
     for interface in children(domain, "devices").flat_map(|devices| children(devices, "interface")) {
         match changes.network {

@@ -53,7 +53,10 @@ pub(super) fn edit(root: Node<'_, '_>, changes: &Changes, edits: &mut Edits<'_>)
     if let Some(inactive) = child(root, "inactiveDomain")? {
         let known: Vec<_> = domain::disks_of(inactive)?.into_iter().map(|(target, _)| target).collect();
         let mut narrowed = changes.clone();
-        narrowed.disks.retain(|target, _| known.iter().any(|name| name == target.as_str()));
+        let has = |target: &Target| known.iter().any(|name| name == target.as_str());
+        narrowed.disks.retain(|target, _| has(target));
+        narrowed.without.retain(|target| has(target));
+        narrowed.ejected.retain(|target| has(target));
         domain::edit(inactive, &narrowed, edits)?;
     }
     for node in disks(root)? {
@@ -81,6 +84,14 @@ fn edit_disk(node: Node<'_, '_>, inside: Node<'_, '_>, changes: &Changes, edits:
         if let Some(target) = target.as_ref().filter(|target| changes.disks.contains_key(target)) {
             edits.set_attribute(node, "name", target.as_str())?;
         }
+    }
+    if target
+        .as_ref()
+        .or(Target::new(name).ok().as_ref())
+        .is_some_and(|target| changes.without.contains(target))
+    {
+        edits.remove(node);
+        return Ok(());
     }
     let Some(new) = target.and_then(|target| changes.disks.get(&target)) else { return Ok(()) };
     // Only a snapshot with files of its own says where they are.

@@ -7,21 +7,23 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) version: u32,
-    pub(super) backing: Option<Backing>,
-    pub(super) encrypted: bool,
+pub(crate) struct Header {
+    pub(crate) version: u32,
+    /// What the guest sees, in bytes.
+    pub(crate) capacity: u64,
+    pub(crate) backing: Option<Backing>,
+    pub(crate) encrypted: bool,
     /// The guest's data is in another file.
-    pub(super) external_data: bool,
+    pub(crate) external_data: bool,
     /// How many snapshots are within the image.
-    pub(super) snapshots: u32,
+    pub(crate) snapshots: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Backing {
+pub(crate) struct Backing {
     /// As it stands there; relative to the directory of the image.
-    pub(super) file: String,
-    pub(super) format: Option<String>,
+    pub(crate) file: String,
+    pub(crate) format: Option<String>,
 }
 
 const MAGIC: u32 = 0x5146_49fb;
@@ -31,8 +33,11 @@ const EXTERNAL_DATA: u64 = 1 << 2;
 const HEADER_BYTES: usize = 64 << 10;
 const LONGEST_BACKING: u32 = 1023;
 
-pub(super) fn read(path: &Path) -> io::Result<Header> {
-    let file = File::open(path)?;
+pub(crate) fn read(path: &Path) -> io::Result<Header> {
+    read_from(&File::open(path)?)
+}
+
+pub(crate) fn read_from(file: &File) -> io::Result<Header> {
     let mut bytes = vec![0; HEADER_BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -78,6 +83,7 @@ fn parse(bytes: &[u8]) -> Option<Header> {
     };
     Some(Header {
         version,
+        capacity: u64_at(24)?,
         backing,
         encrypted: u32_at(32)? != 0,
         external_data: features & EXTERNAL_DATA != 0,
@@ -87,7 +93,7 @@ fn parse(bytes: &[u8]) -> Option<Header> {
 
 impl Backing {
     /// None: not a plain path on this host.
-    pub(super) fn path_from(&self, image: &Path) -> Option<PathBuf> {
+    pub(crate) fn path_from(&self, image: &Path) -> Option<PathBuf> {
         let plain = self.file.strip_prefix("file:").unwrap_or(&self.file);
         let protocol = plain.split('/').next().is_some_and(|first| first.contains(':'));
         (!protocol).then(|| image.parent().unwrap_or(Path::new("/")).join(plain))

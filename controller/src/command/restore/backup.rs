@@ -1,0 +1,320 @@
+//! Finds out what a directory is: what a backup tool kept of a view, a dump, or an archive.
+//! Whoever wrote it may be hostile: nothing outside of it is opened, whatever its names and its XML say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use chunkfs::source::beneath::{Beneath, Fault, Kind as Entry};
+use roxmltree::{Document, ParsingOptions};
+use serde_json::Value;
+
+use crate::core::compression::Compression;
+use crate::core::domain::Domain;
+use crate::core::manifest::{self, MANIFEST, Manifest, ManifestError};
+use crate::core::names::Target;
+use crate::core::restore::{Backup, Form, Kept, Kind};
+use crate::core::rewrite;
+use crate::core::units::Bytes;
+use crate::host::libvirt::qcow2;
+
+/// Nobody's XML, list or manifest is longer.
+const TEXT_MAX: u64 = 64 << 20;
+
+/// What was found is not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Damaged(String);
+
+/// A backup and its directory, which stays open.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) backup: Backup,
+    pub(super) directory: Beneath,
+    /// Digests of whole files, by name: of a raw image before it was compressed, else of the file itself.
+    pub(super) digests: BTreeMap<String, blake3::Hash>,
+}
+
+impl Opened {
+    pub(super) fn file(&self, name: &str) -> Result<File> {
+        let opened = self.directory.file(name).map(|(file, _)| file);
+        opened.with_context(|| format!("open {}", self.path(name).display()))
+    }
+
+    /// For messages, and for what is known to be a directory.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+pub(super) fn open(from: &Path, vm: Option<&str>) -> Result<Opened> {
+    let directory = Beneath::open(from).with_context(|| format!("open the backup {}", from.display()))?;
+    let finding = || format!("understand the backup {}", from.display());
+    let (mut backup, digests) = find(&directory, vm).with_context(finding)?;
+    backup.root = directory.path().to_owned();
+    Ok(Opened { backup, directory, digests })
+}
+
+fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<String, blake3::Hash>)> {
+    let names = names(directory)?;
+    let manifest = match names.contains(MANIFEST) {
+        true => Some(manifest_in(directory)?),
+        false => None,
+    };
+    let mut digests = BTreeMap::new();
+    for file in manifest.iter().flat_map(|manifest| &manifest.files) {
+        let hash = blake3::Hash::from_hex(&file.blake3);
+        let hash = hash.map_err(|error| Damaged(format!("{MANIFEST} is damaged: {error}")))?;
+        digests.insert(file.name.clone(), hash);
+    }
+    let stem = stem(&names, vm)?;
+    let xml = intact(directory, &format!("{stem}.xml"), &digests)?;
+    let domain = Domain::parse(&xml).with_context(|| format!("understand {stem}.xml"))?;
+    let mut found = BTreeMap::new();
+    for disk in &domain.disks {
+        if let Some((kind, kept)) = disk_in(directory, &names, &stem, &disk.target)? {
+            found.insert(disk.target.clone(), (kind, kept));
+        }
+    }
+    let kind = match found.values().map(|(kind, _)| *kind).next() {
+        _ if manifest.is_some() => Kind::Archive,
+        Some(kind) => kind,
+        None => bail!(
+            "there is {stem}.xml, and none of its disks: neither {stem}_vda/, nor {stem}_vda.img, nor vda.qcow2"
+        ),
+    };
+    let mut notes = Vec::new();
+    let list = format!("{stem}.b3");
+    if manifest.is_none() && names.contains(&list) && kind == Kind::Dump {
+        digests =
+            manifest::digests(&text(directory, &list)?).with_context(|| format!("understand {list}"))?;
+    } else if manifest.is_none() && kind != Kind::Tree {
+        notes.push("there are no digests of this backup: it cannot be verified".to_owned());
+    }
+    let mut disks: BTreeMap<Target, Kept> =
+        found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
+    if kind == Kind::Tree {
+        lengths(directory, &names, &stem, &mut disks)?;
+    }
+    let nvram = Some(format!("{stem}.nvram")).filter(|name| names.contains(name));
+    let memory = memory_in(directory, &names, &stem)?;
+    let snapshots = snapshots(directory, &names, &digests, &mut notes)?;
+    let backup = Backup { root: PathBuf::new(), kind, domain, xml, disks, nvram, memory, snapshots, notes };
+    Ok((backup, digests))
+}
+
+/// The VM's name in its files' names.
+fn stem(names: &BTreeSet<String>, vm: Option<&str>) -> Result<String> {
+    let stems: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(".xml")).collect();
+    match (vm, stems.as_slice()) {
+        (Some(vm), stems) if stems.contains(&vm) => Ok(vm.to_owned()),
+        (Some(vm), _) => bail!("there is no {vm}.xml"),
+        (None, [stem]) => Ok((*stem).to_owned()),
+        (None, []) => bail!("there is no domain in it, NAME.xml: give the directory of one VM"),
+        (None, several) => {
+            bail!("there are several domains in it: {}: choose one with --vm", several.join(", "))
+        }
+    }
+}
+
+fn disk_in(
+    directory: &Beneath,
+    names: &BTreeSet<String>,
+    stem: &str,
+    target: &Target,
+) -> Result<Option<(Kind, Kept)>> {
+    let mut found = Vec::new();
+    let chunks = format!("{stem}_{target}");
+    if names.contains(&chunks) && is_directory(directory, &chunks)? {
+        found.push((Kind::Tree, Kept { name: chunks, form: Form::Chunks, bytes: None }));
+    }
+    for compression in Compression::ALL {
+        let name = format!("{stem}_{target}.img{}", compression.extension());
+        let known = found.iter().any(|(_, kept)| kept.name == name);
+        if names.contains(&name) && !known {
+            let (form, bytes) = match compression {
+                Compression::None => (Form::Raw, Some(Bytes(directory.file(&name)?.1))),
+                other => (Form::Compressed(other), None),
+            };
+            found.push((Kind::Dump, Kept { name, form, bytes }));
+        }
+    }
+    for (kind, name) in
+        [(Kind::Dump, format!("{stem}_{target}.qcow2")), (Kind::Archive, format!("{target}.qcow2"))]
+    {
+        if names.contains(&name) {
+            let bytes = Some(capacity(directory, &name)?);
+            found.push((kind, Kept { name, form: Form::Qcow2, bytes }));
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => {
+            let names: Vec<_> = found.iter().map(|(_, kept)| kept.name.as_str()).collect();
+            bail!(
+                "{target} is there more than once: {}: move away what is not to be restored",
+                names.join(", ")
+            )
+        }
+    }
+}
+
+/// An image that names other files would make whoever reads it read those.
+fn capacity(directory: &Beneath, name: &str) -> Result<Bytes> {
+    let header =
+        qcow2::read_from(&directory.file(name)?.0).with_context(|| format!("read the header of {name}"))?;
+    if header.external_data {
+        bail!("{name} keeps its data in another file, and no backup of ours does");
+    }
+    match header.backing {
+        Some(backing) => bail!("{name} lies over {:?}, and no backup of ours does", backing.file),
+        None => Ok(Bytes(header.capacity)),
+    }
+}
+
+fn memory_in(directory: &Beneath, names: &BTreeSet<String>, stem: &str) -> Result<Option<Kept>> {
+    let name = format!("{stem}.state");
+    if !names.contains(&name) {
+        return Ok(None);
+    }
+    Ok(Some(match is_directory(directory, &name)? {
+        true => Kept { name, form: Form::Chunks, bytes: None },
+        false => {
+            let bytes = Some(Bytes(directory.file(&name)?.1));
+            Kept { name, form: Form::Raw, bytes }
+        }
+    }))
+}
+
+/// The view says how long its disks are: so a missing end is noticed also where there are no digests.
+fn lengths(
+    directory: &Beneath,
+    names: &BTreeSet<String>,
+    stem: &str,
+    disks: &mut BTreeMap<Target, Kept>,
+) -> Result<()> {
+    let name = format!("{stem}.json");
+    if !names.contains(&name) {
+        return Ok(());
+    }
+    let about: Value =
+        serde_json::from_str(&text(directory, &name)?).with_context(|| format!("understand {name}"))?;
+    for disk in about["disks"].as_array().into_iter().flatten() {
+        let target = disk["target"].as_str().and_then(|target| Target::new(target).ok());
+        if let (Some(kept), Some(bytes)) = (target.and_then(|t| disks.get_mut(&t)), disk["bytes"].as_u64()) {
+            kept.bytes = Some(Bytes(bytes));
+        }
+    }
+    Ok(())
+}
+
+fn snapshots(
+    directory: &Beneath,
+    names: &BTreeSet<String>,
+    digests: &BTreeMap<String, blake3::Hash>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, String)>> {
+    const DIR: &str = "snapshots";
+    if !names.contains(DIR) || !is_directory(directory, DIR)? {
+        return Ok(Vec::new());
+    }
+    let mut known = Vec::new();
+    for file in names_in(directory, DIR)?.iter().filter(|name| name.ends_with(".xml")) {
+        let xml = intact(directory, &format!("{DIR}/{file}"), digests)?;
+        let told = rewrite::summary(&xml).with_context(|| format!("understand the snapshot {file}"))?;
+        if told.external.is_empty() && told.memory.is_none() {
+            known.push((told, xml));
+        } else {
+            notes.push(format!("the snapshot {} is not restored: it is in files of its own", told.name));
+        }
+    }
+    // A parent is older than its children, whatever the files are called.
+    known.sort_by(|(a, _), (b, _)| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let mut sorted: Vec<(String, String)> = Vec::new();
+    while !known.is_empty() {
+        let has_parent = |parent: &Option<String>,
+                          sorted: &[(String, String)],
+                          rest: &[(rewrite::SnapshotSummary, String)]| {
+            let waits = rest.iter().any(|(told, _)| Some(&told.name) == parent.as_ref());
+            !waits || sorted.iter().any(|(name, _)| Some(name) == parent.as_ref())
+        };
+        let next = known.iter().position(|(told, _)| has_parent(&told.parent, &sorted, &known));
+        let (told, xml) =
+            known.remove(next.ok_or_else(|| anyhow!("the snapshots are each other's parents"))?);
+        sorted.push((told.name, xml));
+    }
+    Ok(sorted)
+}
+
+/// The media of CD-ROM and floppy drives, which no backup has.
+pub(super) fn media(xml: &str) -> Vec<(Target, PathBuf)> {
+    let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
+    let Ok(document) = Document::parse_with_options(xml, options) else { return Vec::new() };
+    let disks = document.descendants().filter(|node| node.has_tag_name("disk"));
+    let drives = disks.filter(|disk| matches!(disk.attribute("device"), Some("cdrom" | "floppy")));
+    let medium = |disk: roxmltree::Node<'_, '_>| {
+        let child = |name: &'static str| disk.children().find(|node| node.has_tag_name(name));
+        let target = Target::new(child("target")?.attribute("dev")?).ok()?;
+        let source = child("source")?;
+        Some((target, PathBuf::from(source.attribute("file").or(source.attribute("dev"))?)))
+    };
+    drives.filter_map(medium).collect()
+}
+
+fn is_directory(directory: &Beneath, name: &str) -> Result<bool> {
+    match directory.kind(name) {
+        Ok((Entry::Directory, _)) => Ok(true),
+        Ok((Entry::File, _)) => Ok(false),
+        Ok((other, _)) => bail!("{name} is {other}"),
+        Err(fault) => Err(anyhow!(fault).context(format!("look at {name}"))),
+    }
+}
+
+fn manifest_in(directory: &Beneath) -> Result<Manifest> {
+    match Manifest::parse(text(directory, MANIFEST)?.as_bytes()) {
+        Err(error @ ManifestError::Json(_)) => Err(Damaged(error.to_string()).into()),
+        parsed => Ok(parsed?),
+    }
+}
+
+/// A text that is what its digest says, where there is one. Damage is noticed before anybody tries to understand it.
+fn intact(directory: &Beneath, name: &str, digests: &BTreeMap<String, blake3::Hash>) -> Result<String> {
+    let text = text(directory, name)?;
+    match digests.get(name) {
+        Some(expected) if *expected != blake3::hash(text.as_bytes()) => {
+            Err(Damaged(format!("{name} is damaged: its digest differs")).into())
+        }
+        _ => Ok(text),
+    }
+}
+
+fn text(directory: &Beneath, name: &str) -> Result<String> {
+    let reading = || format!("read {name}");
+    let (file, len) = directory.file(name).map_err(Fault::into_io).with_context(reading)?;
+    if len > TEXT_MAX {
+        bail!("{name} has {len} bytes");
+    }
+    let mut bytes = Vec::new();
+    file.take(TEXT_MAX).read_to_end(&mut bytes).with_context(reading)?;
+    String::from_utf8(bytes).map_err(|_| Damaged(format!("{name} is damaged: it is not text")).into())
+}
+
+fn names(directory: &Beneath) -> Result<BTreeSet<String>> {
+    names_in(directory, "")
+}
+
+/// A name that is not text is none of ours.
+fn names_in(directory: &Beneath, path: &str) -> Result<BTreeSet<String>> {
+    let listed = directory.directory(path).map_err(Fault::into_io).context("list the directory")?;
+    let mut names = BTreeSet::new();
+    for entry in rustix::fs::Dir::new(listed)? {
+        let entry = entry?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => drop(names.insert(name.to_owned())),
+        }
+    }
+    Ok(names)
+}

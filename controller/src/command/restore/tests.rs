@@ -1,0 +1,346 @@
+//! The crash sweep of restoring: cut off before any change that it makes, what is owed is taken back and a repeat succeeds.
+//! Files are real, libvirt is a map in memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use chunkfs::watch::Unwatched;
+
+use super::*;
+use crate::core::domain::{Domain, DomainId};
+use crate::core::facts::Fingerprint;
+use crate::core::names::VmName;
+use crate::core::restore::{Activity, Existing, InUse, Known, MacWish, Then, Writing};
+use crate::core::rewrite::NewDisk;
+use crate::host::local::OnThisMachine;
+use crate::host::{Created, Entry, Removal};
+
+/// Real files, behind which the power may go.
+struct Here;
+impl OnThisMachine for Here {}
+
+/// A host that stops at its n-th change: as if it had been killed, what is undone then is not done either.
+struct Fragile {
+    domains: RefCell<BTreeMap<String, String>>,
+    changes_left: Cell<usize>,
+    changes: Cell<usize>,
+}
+
+impl Fragile {
+    fn new() -> Fragile {
+        Fragile { domains: RefCell::default(), changes_left: Cell::new(usize::MAX), changes: Cell::new(0) }
+    }
+
+    fn change(&self) -> Result<()> {
+        let left = self.changes_left.get();
+        if left == 0 {
+            bail!("the machine is off");
+        }
+        self.changes_left.set(left - 1);
+        self.changes.set(self.changes.get() + 1);
+        Ok(())
+    }
+
+    fn known(&self, wanted: impl Fn(&DomainId) -> bool) -> Option<Known> {
+        let domains = self.domains.borrow();
+        domains.values().find_map(|xml| {
+            let id = Domain::parse(xml).unwrap().id;
+            let activity = Activity::Inactive;
+            wanted(&id).then(|| Known { id, activity, definition: xml.clone() })
+        })
+    }
+}
+
+impl Definitions for Fragile {
+    fn by_name(&self, name: &str) -> Result<Option<Known>> {
+        Ok(self.known(|id| id.name.as_str() == name))
+    }
+
+    fn by_uuid(&self, uuid: &Uuid) -> Result<Option<Known>> {
+        Ok(self.known(|id| id.uuid == *uuid))
+    }
+
+    fn images_in_use(&self) -> Result<Vec<InUse>> {
+        Ok(Vec::new())
+    }
+
+    fn define(&self, xml: &str) -> Result<()> {
+        self.change()?;
+        self.domains.borrow_mut().insert(Domain::parse(xml)?.id.uuid.to_string(), xml.to_owned());
+        Ok(())
+    }
+
+    fn undefine(&self, id: &DomainId) -> Result<Removal> {
+        self.change()?;
+        let removed = self.domains.borrow_mut().remove(id.uuid.as_str());
+        Ok(if removed.is_some() { Removal::Removed } else { Removal::AlreadyGone })
+    }
+
+    fn redefine_snapshot(&self, _: &DomainId, _: &str) -> Result<()> {
+        self.change()
+    }
+
+    fn begin(&self, _: &DomainId) -> Result<()> {
+        self.change()
+    }
+
+    fn resume_from(&self, _: &Path, _: &BTreeMap<Target, NewDisk>) -> Result<()> {
+        self.change()
+    }
+}
+
+/// Reading costs nothing.
+impl Files for Fragile {
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        Here.read(path)
+    }
+    fn entry(&self, path: &Path) -> Result<Entry> {
+        Here.entry(path)
+    }
+    fn list(&self, dir: &Path) -> Result<Option<Vec<String>>> {
+        Here.list(dir)
+    }
+    fn fingerprint(&self, path: &Path) -> Result<Option<Fingerprint>> {
+        Here.fingerprint(path)
+    }
+    fn free(&self, dir: &Path) -> Result<Bytes> {
+        Here.free(dir)
+    }
+    fn create(&self, path: &Path, content: &[u8]) -> Result<Created> {
+        self.change()?;
+        Here.create(path, content)
+    }
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<()> {
+        self.change()?;
+        Here.replace(path, content)
+    }
+    /// Cut off in the middle, a part of the line is there.
+    fn append(&self, path: &Path, content: &[u8]) -> Result<()> {
+        if let Err(off) = self.change() {
+            Here.append(path, &content[..content.len() / 2])?;
+            return Err(off);
+        }
+        Here.append(path, content)
+    }
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.change()?;
+        Here.copy_file(from, to)
+    }
+    fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.change()?;
+        Here.clone_file(from, to)
+    }
+    fn make_dir(&self, path: &Path) -> Result<Created> {
+        self.change()?;
+        Here.make_dir(path)
+    }
+    fn remove_file(&self, path: &Path) -> Result<Removal> {
+        self.change()?;
+        Here.remove_file(path)
+    }
+    fn make_private_dir(&self, path: &Path) -> Result<Created> {
+        self.change()?;
+        Here.make_private_dir(path)
+    }
+    fn remove_tree(&self, path: &Path) -> Result<Removal> {
+        self.change()?;
+        Here.remove_tree(path)
+    }
+    fn remove_dir(&self, path: &Path) -> Result<Removal> {
+        self.change()?;
+        Here.remove_dir(path)
+    }
+    fn guard(&self, path: &Path) -> Result<Option<Guard>> {
+        Here.guard(path)
+    }
+}
+
+/// A dump of two raw disks and the UEFI variables of a guest whose own images lie in `images`.
+fn world(home: &Path) -> String {
+    for dir in ["dump", "images", "to", "state"] {
+        fs::create_dir(home.join(dir)).unwrap();
+    }
+    let images = home.join("images");
+    let disk = |letter: char| {
+        format!(
+            "<disk type='file'><driver type='raw'/><source file='{}'/><target dev='vd{letter}'/></disk>",
+            images.join(format!("{letter}.img")).display()
+        )
+    };
+    let xml = format!(
+        "<domain type='kvm'><name>mail01</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><memory>1</memory>\
+         <os><nvram>{}</nvram></os><devices>{}{}</devices></domain>",
+        images.join("vars.fd").display(),
+        disk('a'),
+        disk('b')
+    );
+    fs::write(home.join("dump/mail01.xml"), &xml).unwrap();
+    fs::write(home.join("dump/mail01.nvram"), "new variables").unwrap();
+    for letter in ['a', 'b'] {
+        fs::write(home.join(format!("dump/mail01_vd{letter}.img")), vec![letter as u8; 10_000]).unwrap();
+        fs::write(images.join(format!("{letter}.img")), "what was there").unwrap();
+    }
+    fs::write(images.join("vars.fd"), "old variables").unwrap();
+    xml
+}
+
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(tree(&path)),
+            false => drop(files.insert(path.clone(), fs::read(path).unwrap())),
+        }
+    }
+    files
+}
+
+fn request(home: &Path, wish: Wish) -> Request {
+    Request {
+        from: home.join("dump"),
+        vm: None,
+        wish,
+        verification: Verification::Before,
+        places: Places {
+            backup_dir: home.to_owned(),
+            lock_dir: home.to_owned(),
+            state_dir: home.join("state"),
+        },
+        chunkfs: "chunkfs".into(),
+    }
+}
+
+fn own_place() -> Wish {
+    Wish {
+        name: None,
+        to: None,
+        disks: BTreeMap::new(),
+        exclude: BTreeSet::new(),
+        format: None,
+        writing: Writing::Whole,
+        existing: Existing::Replaceable,
+        macs: MacWish::ByName,
+        then: Then::Define,
+    }
+}
+
+#[test]
+fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repeat_succeeds() {
+    let mut beside_was_cut_off = 0;
+    for beside in [true, false] {
+        for crash_at in 0.. {
+            let home = tempfile::tempdir().unwrap();
+            let xml = world(home.path());
+            let host = Fragile::new();
+            let definition = xml.replace("<memory>1<", "<memory>2<");
+            if !beside {
+                host.domains
+                    .borrow_mut()
+                    .insert("c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned(), definition.clone());
+            }
+            let wish = match beside {
+                true => Wish {
+                    name: Some(VmName::new("copy").unwrap()),
+                    to: Some(home.path().join("to")),
+                    ..own_place()
+                },
+                false => own_place(),
+            };
+            let request = request(home.path(), wish);
+            let before = (tree(&home.path().join("images")), host.domains.borrow().clone());
+
+            host.changes_left.set(crash_at);
+            let cut_off = restore(&host, &request, &Unwatched);
+            host.changes_left.set(usize::MAX);
+            if cut_off.is_ok() {
+                assert!(crash_at > 12, "only {crash_at} changes");
+                beside_was_cut_off += usize::from(beside) * crash_at;
+                break;
+            }
+            // A domain that is defined as it should be has all of its files.
+            let defined: Vec<_> = host.domains.borrow().values().cloned().collect();
+            for xml in defined.iter().filter(|xml| **xml != definition) {
+                for disk in Domain::parse(xml).unwrap().disks {
+                    let crate::core::domain::Source::File(path) = disk.source else { panic!("{xml}") };
+                    assert_eq!(
+                        fs::read(&path).unwrap().len(),
+                        10_000,
+                        "crash at {crash_at}: {}",
+                        path.display()
+                    );
+                }
+            }
+            let again = restore(&host, &request, &Unwatched);
+            let was_done =
+                again.as_ref().is_err_and(|failure| failure.story.contains("there is a domain copy already"));
+            assert!(again.is_ok() || was_done, "crash at {crash_at}: {}", again.unwrap_err());
+            let dir = home.path().join(if beside { "to" } else { "images" });
+            let restored = tree(&dir);
+            assert!(
+                restored.values().filter(|bytes| bytes.len() == 10_000).count() == 2,
+                "crash at {crash_at}"
+            );
+            let partial = |path: &PathBuf| path.to_string_lossy().contains(".partial");
+            assert!(!restored.keys().any(partial), "crash at {crash_at}: {:?}", restored.keys());
+            assert!(!home.path().join("state/copy/restore").exists());
+            assert!(!home.path().join("state/mail01/restore").exists());
+            let images = tree(&home.path().join("images"));
+            if beside {
+                let own: BTreeMap<_, _> =
+                    images.into_iter().filter(|(path, _)| !path.ends_with("copy_VARS.fd")).collect();
+                assert_eq!((own, host.domains.borrow().len()), (before.0, 1), "crash at {crash_at}");
+            } else {
+                assert_eq!(images.len(), 3, "crash at {crash_at}");
+                assert_eq!(host.domains.borrow().values().next(), Some(&xml), "crash at {crash_at}");
+            }
+        }
+    }
+    assert!(beside_was_cut_off > 0);
+}
+
+#[test]
+fn what_fails_is_taken_back_to_the_last_byte() {
+    let home = tempfile::tempdir().unwrap();
+    world(home.path());
+    let host = Fragile::new();
+    let before = tree(&home.path().join("images"));
+    // The second disk cannot be made, and what is in its way cannot be removed: the rest is undone all the same.
+    let wish =
+        Wish { disks: [(Target::new("vdb").unwrap(), home.path().join("to/b"))].into(), ..own_place() };
+    fs::create_dir(home.path().join("to/b.partial")).unwrap();
+    let failure = restore(&host, &request(home.path(), wish), &Unwatched).unwrap_err();
+    assert_eq!(failure.exit_status, 3, "{failure}");
+    assert_eq!(tree(&home.path().join("images")), before, "{failure}");
+    assert!(host.domains.borrow().is_empty());
+}
+
+#[test]
+fn what_was_replaced_is_never_removed_when_it_could_not_be_put_back() {
+    let home = tempfile::tempdir().unwrap();
+    world(home.path());
+    let host = Fragile::new();
+    let images = home.path().join("images");
+    // Cut off before it is defined: the new files have their names, the old ones are called `.partial`.
+    let old = |name: &str| fs::read(images.join(name)).ok();
+    for crash_at in 0.. {
+        host.changes_left.set(crash_at);
+        restore(&host, &request(home.path(), own_place()), &Unwatched).unwrap_err();
+        host.changes_left.set(usize::MAX);
+        if old("a.img").is_some_and(|bytes| bytes.len() == 10_000) {
+            break;
+        }
+        clear(&host, &Names::new(&request(home.path(), own_place()).places, &VmName::new("mail01").unwrap()))
+            .unwrap();
+    }
+    assert_eq!(old("a.img.partial").unwrap(), b"what was there");
+    // Somebody tidies up by hand.
+    fs::remove_file(images.join("a.img")).unwrap();
+    let failure = restore(&host, &request(home.path(), own_place()), &Unwatched).unwrap_err();
+    assert_eq!(failure.exit_status, 3, "{failure}");
+    assert!(failure.story.contains("it is what was replaced"), "{failure}");
+    assert_eq!(old("a.img.partial").unwrap(), b"what was there");
+}

@@ -1,0 +1,82 @@
+//! Takes back what a restore has done, newest first and past failures. Each may be taken back twice.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::core::restore::{FileId, Undo, partial_of};
+use crate::host::Removal;
+use crate::host::libvirt::file_id;
+
+use super::Ground;
+use super::image;
+use super::journal::Journal;
+
+#[derive(Debug, Default)]
+pub(super) struct Undone {
+    pub(super) done: Vec<String>,
+    pub(super) errors: Vec<anyhow::Error>,
+}
+
+pub(super) fn all(ground: &dyn Ground, journal: &Journal) -> Undone {
+    let mut undone = Undone::default();
+    let mut domain_stays = false;
+    for undo in journal.owed() {
+        let of_domain = matches!(undo, Undo::Undefine { .. } | Undo::Redefine { .. });
+        // A domain that stays needs its files.
+        if domain_stays && !of_domain {
+            continue;
+        }
+        match one(ground, undo, journal).with_context(|| undo.to_string()) {
+            Ok(Removal::Removed) => undone.done.push(undo.to_string()),
+            Ok(_) => {}
+            Err(error) => {
+                domain_stays |= of_domain;
+                undone.errors.push(error);
+            }
+        }
+    }
+    undone
+}
+
+fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
+    match undo {
+        Undo::Remove { path } => {
+            // Until it is kept, what was replaced is under this name: if it could not be put back, it must not go.
+            if !journal.is_kept() && file_id(path).is_some_and(|id| journal.was_replaced(id)) {
+                bail!("it is what was replaced, and could not be put back");
+            }
+            // What the copy itself was called while it was written.
+            let inner = ground.remove_file(&partial_of(path))?;
+            match ground.remove_file(path)? {
+                Removal::AlreadyGone => Ok(inner),
+                removed => Ok(removed),
+            }
+        }
+        Undo::Unmount { point } => image::unmount(ground, point),
+        Undo::Unname { path, made, before } => unname(path, *made, *before),
+        Undo::Undefine { id } => ground.undefine(id),
+        Undo::Redefine { xml, .. } => ground.define(xml).map(|()| Removal::Removed),
+    }
+}
+
+fn unname(path: &Path, made: FileId, before: Option<FileId>) -> Result<Removal> {
+    if file_id(path) != Some(made) {
+        return Ok(Removal::AlreadyGone);
+    }
+    let partial = partial_of(path);
+    match before {
+        None => image::rename_new(path, &partial)?,
+        Some(before) if file_id(&partial) == Some(before) => image::exchange(path, &partial)?,
+        Some(_) => bail!("what was there is no longer called {}", partial.display()),
+    }
+    Ok(Removal::Removed)
+}
+
+impl fmt::Display for Undone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors: Vec<_> = self.errors.iter().map(|error| format!("{error:#}")).collect();
+        write!(f, "it could not all be taken back: {}", errors.join("; "))
+    }
+}

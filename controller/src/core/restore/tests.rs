@@ -1,0 +1,344 @@
+//! Plans and refusals as tables: what is written where, what is in the way, and the order in which it is done.
+
+use super::*;
+
+const XML: &str = "<domain type='kvm'><name>mail01</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>\
+    <memory>1024</memory><os><nvram>/v/mail01_VARS.fd</nvram></os><devices>\
+    <disk type='file'><driver name='qemu' type='qcow2'/><source file='/i/a.qcow2'/><target dev='vda'/></disk>\
+    <disk type='block'><driver name='qemu' type='raw'/><source dev='/dev/vg/b'/><target dev='vdb'/></disk>\
+    </devices></domain>";
+
+fn target(name: &str) -> Target {
+    Target::new(name).unwrap()
+}
+
+fn name(text: &str) -> VmName {
+    VmName::new(text).unwrap()
+}
+
+fn fresh() -> Uuid {
+    Uuid::new("11111111-2222-4333-8444-555555555555").unwrap()
+}
+
+fn backup() -> Backup {
+    let kept = |disk: &str, bytes| Kept { name: format!("mail01_{disk}"), form: Form::Chunks, bytes };
+    Backup {
+        root: "/backup/mail01".into(),
+        kind: Kind::Tree,
+        domain: Domain::parse(XML).unwrap(),
+        xml: XML.to_owned(),
+        disks: [("vda", Some(Bytes(100))), ("vdb", Some(Bytes(200)))]
+            .map(|(disk, bytes)| (target(disk), kept(disk, bytes)))
+            .into(),
+        nvram: Some("mail01.nvram".to_owned()),
+        memory: None,
+        snapshots: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn wish() -> Wish {
+    Wish {
+        name: None,
+        to: None,
+        disks: BTreeMap::new(),
+        exclude: BTreeSet::new(),
+        format: None,
+        writing: Writing::Whole,
+        existing: Existing::Protected,
+        macs: MacWish::ByName,
+        then: Then::Define,
+    }
+}
+
+fn beside() -> Wish {
+    Wish { name: Some(name("copy")), to: Some("/to".into()), ..wish() }
+}
+
+const A_FILE: FileId = FileId::File { device: 1, inode: 2 };
+const A_DEVICE: FileId = FileId::Device { number: 3 };
+
+/// What is not said to be there is absent.
+fn facts(backup: &Backup, wish: &Wish, there: &[(&str, Standing)]) -> Facts {
+    let destinations = destinations(backup, wish).unwrap_or_default();
+    let mut standing: BTreeMap<PathBuf, Standing> =
+        paths(backup, wish, &destinations).into_iter().map(|path| (path, Standing::Absent)).collect();
+    standing.extend(there.iter().map(|(path, standing)| (path.into(), standing.clone())));
+    Facts {
+        fresh_uuid: fresh(),
+        standing,
+        in_use: Vec::new(),
+        of_this_name: None,
+        of_this_uuid: None,
+        absent_media: BTreeSet::new(),
+    }
+}
+
+fn decided(backup: &Backup, wish: &Wish, facts: &Facts) -> Result<String, String> {
+    let told = |refusal: Refusal| refusal.to_string();
+    let destinations = destinations(backup, wish).map_err(told)?;
+    plan(backup, wish, &destinations, facts).map(|plan| plan.to_string()).map_err(told)
+}
+
+fn device(bytes: u64) -> Standing {
+    Standing::Block { id: A_DEVICE, bytes: Bytes(bytes) }
+}
+
+fn known(name: &str, uuid: &str, activity: Activity) -> Known {
+    let id = DomainId { name: VmName::new(name).unwrap(), uuid: Uuid::new(uuid).unwrap() };
+    Known { id, activity, definition: "<old/>".to_owned() }
+}
+
+const OWN: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
+
+#[test]
+fn a_guest_beside_its_original_reads_as_a_story() {
+    let (backup, wish) = (backup(), beside());
+    let told = decided(&backup, &wish, &facts(&backup, &wish, &[])).unwrap();
+    assert_eq!(
+        told,
+        "copy (11111111-2222-4333-8444-555555555555)
+   1. restore vda from mail01_vda (chunks) to /to/copy_vda.qcow2.partial (qcow2)
+   2. restore vdb from mail01_vdb (chunks) to /to/copy_vdb.img.partial (raw)
+   3. copy mail01.nvram to /v/copy_VARS.fd.partial
+   4. give /to/copy_vda.qcow2 its name
+   5. give /to/copy_vdb.img its name
+   6. give /v/copy_VARS.fd its name
+   7. define copy
+   8. keep it all
+"
+    );
+}
+
+#[test]
+fn a_guest_in_its_own_place_is_replaced_as_a_whole_but_for_its_devices() {
+    let backup = backup();
+    let wish = Wish { existing: Existing::Replaceable, then: Then::Start, ..wish() };
+    let mut facts =
+        facts(&backup, &wish, &[("/i/a.qcow2", Standing::File(A_FILE)), ("/dev/vg/b", device(200))]);
+    facts.of_this_uuid = Some(known("mail01", OWN, Activity::Inactive));
+    facts.of_this_name = facts.of_this_uuid.clone();
+    assert_eq!(
+        decided(&backup, &wish, &facts).unwrap(),
+        "mail01 (c7a5fdbd-edaf-9455-926a-d65c16db1809)
+  note: vdb: what is written to /dev/vg/b cannot be taken back
+   1. restore vda from mail01_vda (chunks) to /i/a.qcow2.partial (qcow2)
+   2. copy mail01.nvram to /v/mail01_VARS.fd.partial
+   3. write vdb from mail01_vdb (chunks) over /dev/vg/b
+   4. give /i/a.qcow2 its name
+   5. give /v/mail01_VARS.fd its name
+   6. define mail01 in the place of what it is now
+   7. keep it all
+   8. start mail01
+"
+    );
+}
+
+#[test]
+fn what_would_be_lost_is_a_reason_and_all_reasons_are_told() {
+    let backup = backup();
+    let forced = Wish { existing: Existing::Replaceable, ..wish() };
+    let to_device = |size| [("/dev/vg/b", device(size)), ("/i/a.qcow2", Standing::Absent)];
+    let user = |activity, file| InUse {
+        domain: known("other", NEW, activity).id,
+        activity,
+        path: "/elsewhere".into(),
+        file: Some(file),
+    };
+    type Change = Box<dyn Fn(&mut Facts)>;
+    let nothing = || -> Change { Box::new(|_| {}) };
+    let cases: Vec<(&str, Wish, Vec<(&str, Standing)>, Change, Vec<&str>)> = vec![
+        (
+            "a device that is too small",
+            wish(),
+            to_device(199).to_vec(),
+            nothing(),
+            vec!["vdb: /dev/vg/b has 199"],
+        ),
+        (
+            "two reasons",
+            wish(),
+            vec![("/dev/vg/b", device(1)), ("/i/a.qcow2", Standing::File(A_FILE))],
+            nothing(),
+            vec!["vda: /i/a.qcow2 exists: --force", "vdb: /dev/vg/b has 1"],
+        ),
+        (
+            "no directory",
+            beside(),
+            vec![("/to/copy_vda.qcow2", Standing::NoDirectory)],
+            nothing(),
+            vec!["does not exist"],
+        ),
+        (
+            "a socket",
+            forced.clone(),
+            vec![("/i/a.qcow2", Standing::Other)],
+            nothing(),
+            vec!["neither a file nor"],
+        ),
+        (
+            "another domain's device",
+            wish(),
+            to_device(200).to_vec(),
+            Box::new(move |facts| facts.in_use = vec![user(Activity::Inactive, A_DEVICE)]),
+            vec!["vdb: /dev/vg/b is a disk of the domain other: --force"],
+        ),
+        (
+            "one that runs, even when forced",
+            forced.clone(),
+            to_device(200).to_vec(),
+            Box::new(move |facts| facts.in_use = vec![user(Activity::Active, A_DEVICE)]),
+            vec!["vdb: /dev/vg/b is in use: other runs with it"],
+        ),
+        (
+            "the domain is there",
+            wish(),
+            vec![],
+            Box::new(|facts| facts.of_this_uuid = Some(known("mail01", OWN, Activity::Inactive))),
+            vec!["mail01 is defined: --force"],
+        ),
+        (
+            "the domain runs",
+            forced.clone(),
+            vec![],
+            Box::new(|facts| facts.of_this_uuid = Some(known("mail01", OWN, Activity::Active))),
+            vec!["mail01 runs: shut it off"],
+        ),
+        (
+            "it was renamed",
+            forced.clone(),
+            vec![],
+            Box::new(|facts| facts.of_this_uuid = Some(known("mail99", OWN, Activity::Inactive))),
+            vec!["its UUID is that of the domain mail99"],
+        ),
+        (
+            "somebody else has its name",
+            forced.clone(),
+            vec![],
+            Box::new(|facts| facts.of_this_name = Some(known("mail01", NEW, Activity::Inactive))),
+            vec!["there is another domain mail01, of the UUID 1111"],
+        ),
+        (
+            "the new name is taken",
+            Wish { existing: Existing::Replaceable, ..beside() },
+            vec![],
+            Box::new(|facts| facts.of_this_name = Some(known("copy", NEW, Activity::Inactive))),
+            vec!["there is a domain copy already"],
+        ),
+        (
+            "no memory was kept",
+            Wish { then: Then::Resume, ..beside() },
+            vec![],
+            nothing(),
+            vec!["made without --state", "does not go with --name"],
+        ),
+        (
+            "both to one place",
+            Wish {
+                disks: [("vda", "/x"), ("vdb", "/x")].map(|(t, p)| (target(t), p.into())).into(),
+                ..wish()
+            },
+            vec![],
+            nothing(),
+            vec!["vda and vdb would both go to /x"],
+        ),
+        (
+            "both to one device by two names",
+            Wish {
+                disks: [("vda", "/x"), ("vdb", "/y")].map(|(t, p)| (target(t), p.into())).into(),
+                ..wish()
+            },
+            vec![("/x", device(200)), ("/y", device(200))],
+            nothing(),
+            vec!["vda and vdb would both go to /y"],
+        ),
+        (
+            "into the backup",
+            Wish { to: Some("/backup/mail01/x".into()), ..wish() },
+            vec![],
+            nothing(),
+            vec!["is in the backup itself"],
+        ),
+        (
+            "nowhere",
+            Wish { to: None, ..beside() },
+            vec![],
+            nothing(),
+            vec!["vda: say where it goes", "vdb: say where"],
+        ),
+        (
+            "a stranger",
+            Wish { exclude: [target("vdz")].into(), ..wish() },
+            vec![],
+            nothing(),
+            vec!["has no disk vdz"],
+        ),
+        (
+            "nothing is left",
+            Wish { exclude: [target("vda"), target("vdb")].into(), ..wish() },
+            vec![],
+            nothing(),
+            vec!["there is no disk to restore"],
+        ),
+        (
+            "qcow2 in place",
+            Wish { writing: Writing::InPlace, format: Some(Format::Qcow2), ..forced.clone() },
+            vec![],
+            nothing(),
+            vec!["--in-place writes raw images"],
+        ),
+        (
+            "qcow2 on a device",
+            Wish { format: Some(Format::Qcow2), ..forced },
+            to_device(200).to_vec(),
+            nothing(),
+            vec!["it gets the bytes as they are"],
+        ),
+    ];
+    for (claim, wish, there, change, expected) in cases {
+        let mut facts = facts(&backup, &wish, &there);
+        change(&mut facts);
+        let told = decided(&backup, &wish, &facts).expect_err(claim);
+        for words in expected {
+            assert!(told.contains(words), "{claim}: {words:?} is not in {told:?}");
+        }
+    }
+}
+
+const NEW: &str = "11111111-2222-3333-4444-555555555555";
+
+#[test]
+fn a_disk_that_the_backup_lacks_is_never_left_out_in_silence() {
+    let mut backup = backup();
+    backup.disks.remove(&target("vdb"));
+    let told = decided(&backup, &beside(), &facts(&backup, &beside(), &[])).unwrap_err();
+    assert!(told.contains("vdb: the backup has nothing of this disk: --exclude=vdb"), "{told}");
+    let wish = Wish { exclude: [target("vdb")].into(), ..beside() };
+    let destinations = destinations(&backup, &wish).unwrap();
+    let plan = plan(&backup, &wish, &destinations, &facts(&backup, &wish, &[])).unwrap();
+    let Some(Step::Define { xml, .. }) = plan.steps.iter().find(|step| matches!(step, Step::Define { .. }))
+    else {
+        panic!("{plan}");
+    };
+    assert!(!xml.contains("/dev/vg/b"), "{xml}");
+    assert!(plan.notes.iter().any(|note| note == "vdb: the domain is restored without it"));
+}
+
+#[test]
+fn everything_that_is_made_is_made_before_anything_is_replaced_and_kept_last() {
+    let (backup, wish) = (backup(), Wish { existing: Existing::Replaceable, then: Then::Start, ..wish() });
+    let facts = facts(&backup, &wish, &[("/i/a.qcow2", Standing::File(A_FILE)), ("/dev/vg/b", device(200))]);
+    let destinations = destinations(&backup, &wish).unwrap();
+    let plan = plan(&backup, &wish, &destinations, &facts).unwrap();
+    let order = |step: &Step| match step {
+        Step::MakeFile { .. } | Step::CopySmall { .. } => 0,
+        Step::Rewrite { .. } => 1,
+        Step::Name { .. } => 2,
+        Step::Define { .. } | Step::Snapshot { .. } => 3,
+        Step::Keep => 4,
+        Step::MakeMemory { .. } | Step::Start { .. } | Step::Resume { .. } => 5,
+    };
+    let orders: Vec<_> = plan.steps.iter().map(order).collect();
+    assert!(orders.is_sorted(), "{plan}");
+    assert_eq!(orders.iter().filter(|order| **order == 4).count(), 1);
+}
