@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Status(Report),
     /// Tell which VMs there are
     List(Report),
+    /// Tell whether this host is ready, and what to do if not
+    Doctor(Report),
     /// Remove our checkpoint and index of VMs: the next backup starts afresh
     Forget(Vms),
     /// End a backup job and leave the rest to cleanup: what a view calls when the space for it runs short

@@ -6,6 +6,7 @@ mod chunkmount;
 mod cleanup;
 mod dump;
 mod forget;
+mod opening;
 pub mod restore;
 
 use std::fmt;

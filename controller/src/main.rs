@@ -1,6 +1,7 @@
 //! The program `virt-backup`: reads its command line, does what it says, and tells how it went.
 
 mod cli;
+mod doctor;
 mod report;
 mod run;
 mod words;

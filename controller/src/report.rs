@@ -159,7 +159,7 @@ pub(crate) fn list(context: &Context, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("write JSON")?);
     Ok(())
 }

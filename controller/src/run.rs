@@ -21,7 +21,7 @@ use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
 use crate::cli::{Archive, Cli, Command, Common, Copy, Job, Restore};
-use crate::report;
+use crate::{doctor, report};
 
 const USAGE: u8 = 2;
 const BUSY: u8 = 4;
@@ -109,6 +109,7 @@ impl Context {
             Command::Run(args) => self.run_beside(&args.vm, &args.job, &args.words),
             Command::Restore(args) => self.restore(&args).unwrap_or_else(|error| complain(&error)),
             Command::Status(args) => report::status(self, args.json).unwrap_or_else(|error| complain(&error)),
+            Command::Doctor(args) => doctor::doctor(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::List(args) => report::list(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::EndBackup { uuid, socket } => {
                 self.end_backup(&uuid, &socket).map_or_else(|error| complain(&error), |()| 0)

@@ -3,12 +3,8 @@
 
 use std::ffi::OsString;
 
-/// Parts that are still to come, with what they belong to.
-const COMMANDS_TO_COME: [&str; 1] = ["doctor"];
+/// Options that are still to come.
 const OPTIONS_TO_COME: [&str; 2] = ["--lvm", "--config"];
-
-/// Options of all commands that take a value in a word of their own.
-const WITH_VALUE: [&str; 4] = ["--backupdir", "--lockdir", "--statedir", "--connect"];
 
 /// The words of a command line, the program's name first, as `cli` understands them. Errors: not available.
 pub(crate) fn words(words: Vec<OsString>) -> Result<Vec<OsString>, String> {
@@ -20,9 +16,6 @@ pub(crate) fn words(words: Vec<OsString>) -> Result<Vec<OsString>, String> {
         ours = archive_words(ours);
     } else if let Some(action) = take_action(&mut ours) {
         ours.insert(1.min(ours.len()), action.into());
-    }
-    if let Some(command) = command_of(&ours).filter(|command| COMMANDS_TO_COME.contains(&command.as_str())) {
-        return Err(format!("{command} is not available in this version: there are chunkmount and run"));
     }
     for word in ours.iter().filter_map(|word| word.to_str()) {
         let name = word.split('=').next().unwrap_or(word);
@@ -82,20 +75,6 @@ fn take_action(words: &mut Vec<OsString>) -> Option<String> {
     None
 }
 
-/// The first word that is neither an option nor the value of one.
-fn command_of(words: &[OsString]) -> Option<String> {
-    let mut rest = words.iter().skip(1).filter_map(|word| word.to_str());
-    while let Some(word) = rest.next() {
-        if !word.starts_with('-') {
-            return Some(word.to_owned());
-        }
-        if WITH_VALUE.contains(&word) {
-            rest.next();
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,13 +105,9 @@ mod tests {
 
     #[test]
     fn what_is_to_come_is_said_to_be() {
-        for line in ["v --action=doctor", "v doctor", "v --connect x doctor a"] {
-            assert!(turned(line).unwrap_err().contains("not available in this version"), "{line}");
-        }
         for option in ["--config=/etc/x", "--lvm=/dev/a/b"] {
             let error = turned(&format!("v chunkmount a {option}")).unwrap_err();
             assert!(error.starts_with(option.split('=').next().unwrap()), "{error}");
         }
-        assert!(turned("v chunkmount doctor").is_ok(), "a VM may be called so");
     }
 }

@@ -3,17 +3,18 @@
 
 use anyhow::Context;
 
-use crate::core::names::{Names, Places};
+use crate::core::domain::Domain;
+use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Archive, Chunkmount, JobLimit};
 use crate::core::plan::archive::{MANIFEST, UNFINISHED, directory};
 use crate::core::plan::{self, Case, Plan, Purpose};
 use crate::core::retention::{self, ArchiveName, Fate, State, Verdict};
 use crate::host::{Entry, Host};
-use crate::session::{Interrupted, Session, Unwound};
+use crate::session::{Interrupted, Unwound};
 use crate::survey;
 
 use super::Failure;
-use super::chunkmount::{check_backup_dir, give_back};
+use super::opening::{self, Opened, give_back};
 
 /// An archive that is complete.
 #[derive(Debug)]
@@ -35,18 +36,14 @@ pub fn archive(
     limit: JobLimit,
     interrupted: &Interrupted<'_>,
 ) -> Result<Archived, Failure> {
-    let id = survey::domain(host, vm)?.id;
-    let names = Names::new(places, &id.name);
-    check_backup_dir(host, &names)?;
-    let mut session = Session::open(host, &names, limit)?;
-    let cleared = session.clear(Some(&id));
-    if !cleared.owes_nothing() {
-        return Err(Failure::owing(&cleared));
-    }
-    let wishes = Archive { name: free_name(host, &names, wishes)?, ..wishes.clone() };
-    let plan = decide(host, &names, id.uuid.as_str(), &session, (options, &wishes));
-    let outcome = plan.and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
-    let (mut notes, plan) = match outcome {
+    let Opened { mut session, names, domain, cleared } = opening::open(host, places, vm, limit)?;
+    let named = free_name(host, &names, wishes).map(|name| Archive { name, ..wishes.clone() });
+    let planned = named.and_then(|wishes| {
+        let plan = decide(host, &domain, &names, session.job(), (options, &wishes))?;
+        Ok((plan, wishes))
+    });
+    let outcome = planned.and_then(|(plan, wishes)| Ok((session.run(&plan, interrupted)?, plan, wishes)));
+    let (mut notes, plan, wishes) = match outcome {
         Ok(done) => done,
         Err(failure) => return Err(give_back(session, failure)),
     };
@@ -80,25 +77,16 @@ fn free_name(host: &dyn Host, names: &Names, wishes: &Archive) -> Result<Archive
 
 fn decide(
     host: &dyn Host,
+    domain: &Domain,
     names: &Names,
-    vm: &str,
-    session: &Session<'_>,
+    job: &JobId,
     (options, wishes): (&Chunkmount, &Archive),
 ) -> Result<Plan, Failure> {
-    let domain = survey::domain(host, vm)?;
-    let definition_xml = survey::definition(host, &domain)?;
-    let facts = survey::facts(host, &domain, names)?;
+    let definition_xml = survey::definition(host, domain)?;
+    let facts = survey::facts(host, domain, names)?;
     let snapshots = host.snapshots(&domain.id).context("list the snapshots")?;
-    let (job, purpose) = (session.job(), Purpose::Archive);
-    let case = Case {
-        domain: &domain,
-        definition_xml: &definition_xml,
-        facts: &facts,
-        options,
-        names,
-        job,
-        purpose,
-    };
+    let purpose = Purpose::Archive;
+    let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::archive(case, wishes, &snapshots)
         .map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
 }

@@ -1,17 +1,16 @@
 //! chunkmount: a point in time of all disks of a VM, shown as chunks under `B/<vm>`.
 //! Returns when the view can be read; `cleanup` takes it back.
 
-use anyhow::anyhow;
-
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Chunkmount, JobLimit};
 use crate::core::plan::{self, Case, Plan, Purpose};
-use crate::host::{Entry, Host};
-use crate::session::{Interrupted, Session, Unwound};
+use crate::host::Host;
+use crate::session::{Interrupted, Unwound};
 use crate::survey;
 
 use super::Failure;
+use super::opening::{self, Opened, give_back};
 
 /// A view that is ready.
 #[derive(Debug)]
@@ -31,38 +30,12 @@ pub fn chunkmount(
     limit: JobLimit,
     interrupted: &Interrupted<'_>,
 ) -> Result<Mounted, Failure> {
-    let domain = survey::domain(host, vm)?;
-    let names = Names::new(places, &domain.id.name);
-    check_backup_dir(host, &names)?;
-    let mut session = Session::open(host, &names, limit)?;
-    // A hook that was never followed by its counterpart: its leftovers go first.
-    let cleared = session.clear(Some(&domain.id));
-    if !cleared.owes_nothing() {
-        return Err(Failure::owing(&cleared));
-    }
-    // What was unwound may have changed it: its disks may have been on overlays.
-    let domain = match survey::domain(host, domain.id.uuid.as_str()) {
-        Ok(domain) => domain,
-        Err(error) => return Err(give_back(session, error.into())),
-    };
+    let Opened { mut session, names, domain, cleared } = opening::open(host, places, vm, limit)?;
     let outcome = decide(host, &domain, &names, session.job(), options)
         .and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
     match outcome {
         Ok((notes, plan)) => Ok(Mounted { plan, cleared, notes }),
         Err(failure) => Err(give_back(session, failure)),
-    }
-}
-
-/// Made by whoever set this up, never by us: a missing file system must not be taken for an empty directory.
-pub(super) fn check_backup_dir(host: &dyn Host, names: &Names) -> Result<(), Failure> {
-    let dir = names.backup_dir();
-    match host.entry(dir)? {
-        Entry::Directory => Ok(()),
-        Entry::Absent => {
-            Err(anyhow!("{} does not exist: make it, or name another with --backupdir", dir.display()).into())
-        }
-        // A link to a directory is as good; what is not one is found out when the mount point is made.
-        Entry::Other => Ok(()),
     }
 }
 
@@ -85,15 +58,4 @@ fn decide(
     let purpose = Purpose::View;
     let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
-}
-
-/// The lock goes with the last debt, and stays with any other.
-pub(super) fn give_back(session: Session<'_>, failure: Failure) -> Failure {
-    if failure.exit_status == 3 {
-        return failure;
-    }
-    match session.release() {
-        Ok(()) => failure,
-        Err(error) => Failure { exit_status: 3, story: format!("{failure}; and {error:#}: run cleanup") },
-    }
 }

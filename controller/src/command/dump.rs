@@ -2,16 +2,16 @@
 //! `cleanup` removes the copies once they are backed up.
 
 use crate::core::domain::Domain;
-use crate::core::names::{Names, Places, is_file_name};
+use crate::core::names::{JobId, Names, Places, is_file_name};
 use crate::core::options::{Chunkmount, Dump, JobLimit, LockAfter};
 use crate::core::plan::{self, Case, Plan, Purpose};
 use crate::core::step::DumpRecord;
 use crate::host::{Host, Removal};
-use crate::session::{Interrupted, Session, Unwound};
+use crate::session::{Interrupted, Unwound};
 use crate::survey;
 
 use super::Failure;
-use super::chunkmount::{check_backup_dir, give_back};
+use super::opening::{self, Opened, give_back};
 
 /// A dump that is complete.
 #[derive(Debug)]
@@ -30,17 +30,10 @@ pub fn dump(
     limit: JobLimit,
     interrupted: &Interrupted<'_>,
 ) -> Result<Dumped, Failure> {
-    let id = survey::domain(host, vm)?.id;
-    let names = Names::new(places, &id.name);
-    check_backup_dir(host, &names)?;
-    let mut session = Session::open(host, &names, limit)?;
-    let cleared = session.clear(Some(&id));
-    if !cleared.owes_nothing() {
-        return Err(Failure::owing(&cleared));
-    }
+    let Opened { mut session, names, domain, cleared } = opening::open(host, places, vm, limit)?;
     // The dump before: whoever wanted it has it.
-    let ready = forget_dump(host, &names).and_then(|_| Ok(survey::domain(host, id.uuid.as_str())?));
-    let plan = ready.and_then(|domain| decide(host, &domain, &names, &session, (options, dump)));
+    let ready = forget_dump(host, &names);
+    let plan = ready.and_then(|_| decide(host, &domain, &names, session.job(), (options, dump)));
     let outcome = plan.and_then(|plan| Ok((session.run(&plan, interrupted)?, plan)));
     let (notes, plan) = match outcome {
         Ok(done) => done,
@@ -69,25 +62,14 @@ pub fn plan_dump(
 ) -> Result<Plan, Failure> {
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
-    let job = crate::core::names::JobId::from_bits(0);
-    decide_as(host, &domain, &names, &job, (options, dump))
+    decide(host, &domain, &names, &JobId::from_bits(0), (options, dump))
 }
 
 fn decide(
     host: &dyn Host,
     domain: &Domain,
     names: &Names,
-    session: &Session<'_>,
-    wishes: (&Chunkmount, &Dump),
-) -> Result<Plan, Failure> {
-    decide_as(host, domain, names, session.job(), wishes)
-}
-
-fn decide_as(
-    host: &dyn Host,
-    domain: &Domain,
-    names: &Names,
-    job: &crate::core::names::JobId,
+    job: &JobId,
     (options, dump): (&Chunkmount, &Dump),
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;

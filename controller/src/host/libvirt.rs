@@ -399,17 +399,52 @@ impl Machine {
     }
 }
 
+/// A libvirt and its QEMU.
+#[derive(Clone, Debug)]
+pub struct Versions {
+    pub uri: String,
+    libvirt: u32,
+    qemu: u32,
+    /// Are both new enough for pull-mode backups?
+    pub pull: bool,
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: libvirt {}, QEMU {}", self.uri, numbers(self.libvirt), numbers(self.qemu))
+    }
+}
+
+impl Machine {
+    /// Of all that were named.
+    pub fn versions(&self) -> Result<Vec<Versions>> {
+        let of = |known: &Known| {
+            let connection = known.connect()?;
+            let (libvirt, qemu) =
+                (connection.lib_version().map_err(told)?, connection.hyp_version().map_err(told)?);
+            let pull = libvirt >= LIBVIRT_FOR_PULL && qemu >= QEMU_FOR_PULL;
+            Ok(Versions { uri: known.uri.clone(), libvirt, qemu, pull })
+        };
+        self.guests.known.iter().map(of).collect()
+    }
+}
+
+/// As libvirt writes versions.
+fn numbers(version: u32) -> String {
+    format!("{}.{}.{}", version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
+}
+
+const LIBVIRT_FOR_PULL: u32 = 7_002_000;
+const QEMU_FOR_PULL: u32 = 4_002_000;
+
 /// Pull-mode backups came with libvirt 7.2 and QEMU 4.2; the versions are major * 1,000,000 + minor * 1,000 + release.
 fn pull_support(domain: &Domain) -> Result<PullSupport> {
-    const LIBVIRT: u32 = 7_002_000;
-    const QEMU: u32 = 4_002_000;
     let connection = domain.connect().map_err(told)?;
     for (name, version, least) in [
-        ("libvirt", connection.lib_version().map_err(told)?, LIBVIRT),
-        ("QEMU", connection.hyp_version().map_err(told)?, QEMU),
+        ("libvirt", connection.lib_version().map_err(told)?, LIBVIRT_FOR_PULL),
+        ("QEMU", connection.hyp_version().map_err(told)?, QEMU_FOR_PULL),
     ] {
         if version < least {
-            let numbers = |v: u32| format!("{}.{}", v / 1_000_000, v / 1_000 % 1_000);
             let why =
                 format!("{name} is {}, and pull-mode backups came with {}", numbers(version), numbers(least));
             return Ok(PullSupport::No { why });

@@ -26,8 +26,7 @@ use crate::core::units::{Bytes, Generation};
 use crate::core::viewspec::ViewSpec;
 
 use super::machine::Machine;
-use super::scope::{self, Scopes};
-use super::{Files, Processes, Removal, copying, exec};
+use super::{Files, Processes, Removal, copying, exec, scope};
 
 /// Until a view can be read: its index is opened, its sources asked, a sample compared.
 const VIEW_STARTS_WITHIN: Duration = Duration::from_secs(120);
@@ -37,7 +36,6 @@ const VIEW_ENDS_WITHIN: Duration = Duration::from_secs(45);
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 const SERVER_STARTS_WITHIN: Duration = Duration::from_secs(30);
 const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
-const SCOPE_STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// For another process to let go of the index.
 const INDEX_WAIT: Duration = Duration::from_secs(10);
 
@@ -99,7 +97,7 @@ impl Processes for Machine {
             service.mount_point.as_os_str(),
         ]);
         let what = format!("view at {}", service.mount_point.display());
-        run_apart(&what, &self.chunkfs, &words, VIEW_STARTS_WITHIN).context("chunkfs")?;
+        scope::run_apart(&what, &self.chunkfs, &words, VIEW_STARTS_WITHIN).context("chunkfs")?;
         let daemons = daemons_of(&service.spec)?;
         daemons
             .into_iter()
@@ -134,7 +132,7 @@ impl Processes for Machine {
             format!("json:{}", image_of(&service.chain)).into(),
         ];
         let what = format!("images for {}", service.socket.display());
-        run_apart(&what, Path::new("qemu-nbd"), &words, SERVER_STARTS_WITHIN).context("qemu-nbd")?;
+        scope::run_apart(&what, Path::new("qemu-nbd"), &words, SERVER_STARTS_WITHIN).context("qemu-nbd")?;
         let servers = servers_of(&service.socket)?;
         servers.into_iter().next().context("qemu-nbd has ended already")
     }
@@ -183,25 +181,6 @@ impl Processes for Machine {
         let shown: Vec<_> = spec.disks.iter().map(|disk| disk.name.as_str()).collect();
         index.forget_points_except(&shown)?;
         Ok(if closed.is_some() { Removal::Removed } else { Removal::AlreadyGone })
-    }
-}
-
-/// Runs what starts a daemon: where systemd runs, so that the daemon does not end with the unit that called us.
-fn run_apart(what: &str, program: &Path, words: &[OsString], within: Duration) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let scopes = Scopes::find(Path::new("/run/systemd/system"), &path);
-    // Tried out with something that cannot fail, so that a failure of the scope is never taken for one of the program.
-    let harmless = scope::within(&scopes, what, Path::new("true"), &[]);
-    let tried = harmless.map(|(tool, words)| exec::run(&tool, &words, SCOPE_STARTS_WITHIN));
-    match (tried, scope::within(&scopes, what, program, words)) {
-        (Some(Ok(())), Some((tool, words))) => exec::run(&tool, &words, within),
-        (Some(Err(error)), _) => {
-            tracing::warn!(
-                "{what}: no scope of its own ({error:#}): systemd ends it with the unit that started it"
-            );
-            exec::run(program, words, within)
-        }
-        _ => exec::run(program, words, within),
     }
 }
 

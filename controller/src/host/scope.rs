@@ -1,15 +1,40 @@
 //! How what has to outlive its caller is started: where systemd runs, in a scope of its own, for systemd ends all that a unit
 //! has started when the unit ends - a cron job, an ssh session, a backup tool's service.
-//! Nothing is started here.
+//! Knows nothing of what is started.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
 
 use super::exec;
 
+/// systemd answers at once, or is in trouble.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs what starts a daemon: where systemd runs, so that the daemon does not end with the unit that called us.
+pub(super) fn run_apart(what: &str, program: &Path, words: &[OsString], within: Duration) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let scopes = Scopes::find(Path::new("/run/systemd/system"), &path);
+    let Some((tool, scoped)) = within_scope(&scopes, what, program, words) else {
+        return exec::run(program, words, within);
+    };
+    // Tried out with something that cannot fail, so that a failure of the scope is never taken for one of the program.
+    let harmless = within_scope(&scopes, what, Path::new("true"), &[]);
+    let tried = harmless.map_or(Ok(()), |(tool, words)| exec::run(&tool, &words, STARTS_WITHIN));
+    if let Err(error) = tried {
+        tracing::warn!(
+            "{what} has no scope of its own, so systemd ends it with its caller's unit: {error:#}"
+        );
+        return exec::run(program, words, within);
+    }
+    exec::run(&tool, &scoped, within)
+}
+
 /// What is there to start a scope with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Scopes {
+enum Scopes {
     /// By this `systemd-run`.
     By(PathBuf),
     /// systemd is not the first process, or its tool is not installed.
@@ -17,11 +42,11 @@ pub(super) enum Scopes {
 }
 
 /// A program and its arguments.
-pub(super) type Words = (PathBuf, Vec<OsString>);
+type Words = (PathBuf, Vec<OsString>);
 
 impl Scopes {
     /// `booted`: the directory that is there if, and only if, systemd is the first process: sd_booted(3).
-    pub(super) fn find(booted: &Path, path: &OsStr) -> Scopes {
+    fn find(booted: &Path, path: &OsStr) -> Scopes {
         if !booted.is_dir() {
             return Scopes::None;
         }
@@ -35,7 +60,7 @@ impl Scopes {
 /// A scope and not a service: `systemd-run --scope` becomes the program itself once the scope is there, so that its exit
 /// status, its messages and its environment are what they are without. The unit has no name of ours: that of an earlier
 /// one, should systemd not have let go of it yet, would be in the way.
-pub(super) fn within(scopes: &Scopes, what: &str, program: &Path, arguments: &[OsString]) -> Option<Words> {
+fn within_scope(scopes: &Scopes, what: &str, program: &Path, arguments: &[OsString]) -> Option<Words> {
     let Scopes::By(systemd_run) = scopes else { return None };
     let description = format!("--description={what}");
     let options =
@@ -52,7 +77,8 @@ mod tests {
 
     fn words(scopes: &Scopes) -> Option<Vec<String>> {
         let arguments = exec::arguments(["mount", "--view", "/a b"].map(OsStr::new));
-        let (program, words) = within(scopes, "view of my vm", Path::new("/usr/bin/chunkfs"), &arguments)?;
+        let (program, words) =
+            within_scope(scopes, "view of my vm", Path::new("/usr/bin/chunkfs"), &arguments)?;
         let all = std::iter::once(program.into_os_string()).chain(words);
         Some(all.map(|word| word.into_string().unwrap()).collect())
     }

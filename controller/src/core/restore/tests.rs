@@ -148,7 +148,8 @@ fn what_would_be_lost_is_a_reason_and_all_reasons_are_told() {
     };
     type Change = Box<dyn Fn(&mut Facts)>;
     let nothing = || -> Change { Box::new(|_| {}) };
-    let cases: Vec<(&str, Wish, Vec<(&str, Standing)>, Change, Vec<&str>)> = vec![
+    type Case<'a> = (&'a str, Wish, Vec<(&'a str, Standing)>, Change, Vec<&'a str>);
+    let cases: Vec<Case<'_>> = vec![
         (
             "a device that is too small",
             wish(),
