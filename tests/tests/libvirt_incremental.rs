@@ -1,5 +1,4 @@
 //! A guest that runs is backed up again and again: what changed is sent, nothing else, and all of it is right.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
 use std::os::unix::fs::MetadataExt;
 
