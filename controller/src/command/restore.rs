@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use chunkfs::watch::Watch;
 
 use crate::core::names::{Names, Places, Target, Uuid};
-use crate::core::restore::{self, Backup, Facts, FileId, Plan, Standing, Wish};
+use crate::core::restore::{self, Backup, Facts, FileId, Identity, Plan, Standing, Wish};
 use crate::core::units::Bytes;
 use crate::host::definitions::Definitions;
 use crate::host::{Files, Guard};
@@ -81,9 +81,7 @@ pub fn decide(ground: &dyn Ground, request: &Request) -> Result<Decided, Failure
 /// Finds out what is wrong with a backup, then brings the guest back. `watch` hears of what is read and written.
 pub fn restore(ground: &dyn Ground, request: &Request, watch: &dyn Watch) -> Result<Restored, Failure> {
     let mut opened = find(request)?;
-    let own = &opened.backup.domain.id.name;
-    let name = request.wish.name.as_ref().unwrap_or(own).clone();
-    let names = Names::new(&request.places, &name);
+    let names = Names::new(&request.places, restore::identity(&opened.backup, &request.wish).name());
     let _guard = take(ground, &names)?;
     let cleared = clear(ground, &names)?;
     // Refused before hours of reading, and decided again on what was found by it.
@@ -174,7 +172,11 @@ fn run(
 }
 
 fn facts(ground: &dyn Ground, backup: &Backup, wish: &Wish, paths: &[PathBuf]) -> Result<Facts> {
-    let name = wish.name.as_ref().unwrap_or(&backup.domain.id.name);
+    let identity = restore::identity(backup, wish);
+    let of_this_uuid = match &identity {
+        Identity::Own(id) => ground.by_uuid(&id.uuid)?,
+        Identity::New(_) => None,
+    };
     Ok(Facts {
         fresh_uuid: fresh_uuid()?,
         standing: paths
@@ -182,8 +184,8 @@ fn facts(ground: &dyn Ground, backup: &Backup, wish: &Wish, paths: &[PathBuf]) -
             .map(|path| Ok((path.clone(), standing(path)?)))
             .collect::<Result<BTreeMap<_, _>>>()?,
         in_use: ground.images_in_use()?,
-        of_this_name: ground.by_name(name.as_str())?,
-        of_this_uuid: ground.by_uuid(&backup.domain.id.uuid)?,
+        of_this_name: ground.by_name(identity.name().as_str())?,
+        of_this_uuid,
         absent_media: absent_media(backup),
     })
 }

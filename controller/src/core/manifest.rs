@@ -1,36 +1,23 @@
 //! What stands beside the files of a backup to verify them by: a list of digests, and the manifest of an archive.
-//! Text to types and back; compares nothing.
+//! Text to types; compares nothing.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use thiserror::Error;
 
+use super::domain::DomainId;
 use super::names::{Uuid, VmName};
-use super::units::Bytes;
 
-/// The name of the manifest in the directory of an archive. It is written last: where it is, all else is.
-pub const MANIFEST: &str = "manifest.json";
-
-/// What an archive holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What an archive is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    pub version: u32,
     /// The domain that was archived.
-    pub vm: VmName,
-    pub uuid: Uuid,
-    /// The name that the domain has in the archive's XML.
+    pub origin: DomainId,
+    /// The name that the domain has in the archive, and in the archive's names.
     pub name: VmName,
-    /// Every file but the manifest.
-    pub files: Vec<ManifestFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestFile {
-    /// Below the archive's directory: `vda.qcow2`, `snapshots/before.xml`.
-    pub name: String,
-    pub bytes: Bytes,
-    pub blake3: String,
+    /// Every file of the archive, by its path in there.
+    pub files: Vec<String>,
 }
 
 #[derive(Debug, Error)]
@@ -44,20 +31,26 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    pub const VERSION: u32 = 1;
-
+    /// Reads what `archive` writes. What it says besides is for people.
     pub fn parse(text: &[u8]) -> Result<Manifest, ManifestError> {
-        let manifest: Manifest = serde_json::from_slice(text)?;
-        match manifest.version {
-            Self::VERSION => Ok(manifest),
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        #[derive(Deserialize)]
+        struct First {
+            vm: VmName,
+            uuid: Uuid,
+            domain: VmName,
+            files: Vec<String>,
+        }
+        match serde_json::from_slice::<Version>(text)?.version {
+            1 => {
+                let First { vm, uuid, domain, files } = serde_json::from_slice(text)?;
+                Ok(Manifest { origin: DomainId { name: vm, uuid }, name: domain, files })
+            }
             other => Err(ManifestError::Version(other)),
         }
-    }
-
-    pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain data always serialises");
-        text.push('\n');
-        text
     }
 }
 
@@ -122,23 +115,16 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_survives_its_text_and_a_newer_one_is_refused() {
-        let manifest = Manifest {
-            version: Manifest::VERSION,
-            vm: VmName::new("mail01").unwrap(),
-            uuid: Uuid::new("a0b1c2d3-0000-4000-8000-00000000000f").unwrap(),
-            name: VmName::new("mail01-restore").unwrap(),
-            files: vec![ManifestFile {
-                name: "vda.qcow2".to_owned(),
-                bytes: Bytes(5),
-                blake3: blake3::hash(b"").to_string(),
-            }],
-        };
-        let text = manifest.to_json();
-        assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), manifest);
+    fn a_manifest_says_what_it_is_of_and_a_newer_one_is_refused() {
+        let text = r#"{"version": 1, "vm": "mail01", "uuid": "a0b1c2d3-0000-4000-8000-00000000000f", "more": [],
+            "domain": "mail01-restore", "files": ["vda.qcow2", "manifest.json"]}"#;
+        let manifest = Manifest::parse(text.as_bytes()).unwrap();
+        assert_eq!((manifest.origin.name.as_str(), manifest.name.as_str()), ("mail01", "mail01-restore"));
+        assert_eq!(manifest.files, ["vda.qcow2", "manifest.json"]);
         let newer = text.replace("\"version\": 1", "\"version\": 2");
         assert!(matches!(Manifest::parse(newer.as_bytes()), Err(ManifestError::Version(2))));
-        let hostile = text.replace("mail01-restore", "../x");
-        assert!(matches!(Manifest::parse(hostile.as_bytes()), Err(ManifestError::Json(_))));
+        for hostile in [text.replace("mail01-restore", "../x"), text.replace("mail01", ".."), String::new()] {
+            assert!(matches!(Manifest::parse(hostile.as_bytes()), Err(ManifestError::Json(_))), "{hostile}");
+        }
     }
 }

@@ -25,6 +25,8 @@ pub use step::{FileId, Step, Undo, partial_of};
 pub struct Backup {
     pub root: PathBuf,
     pub kind: Kind,
+    /// The domain that was backed up. An archive has it under another name.
+    pub origin: DomainId,
     pub domain: Domain,
     pub xml: String,
     pub disks: BTreeMap<Target, Kept>,
@@ -257,14 +259,15 @@ fn place_of(
     if let Some(path) = wish.disks.get(target) {
         return Ok(path.clone());
     }
-    let name = wish.name.as_ref().unwrap_or(&backup.domain.id.name);
+    let identity = identity(backup, wish);
+    let name = identity.name();
     if let Some(dir) = &wish.to {
         let format = format_of(backup, wish, target, kept);
         let extension = if format == Format::Qcow2 { "qcow2" } else { "img" };
         return Ok(dir.join(format!("{name}_{target}.{extension}")));
     }
     match source {
-        _ if renamed(backup, wish) => {
+        _ if is_new(backup, wish) => {
             Err(format!("say where it goes, for a new name: --to=DIR, or --disk={target}=PATH"))
         }
         // An archive's own XML leads to the archive itself.
@@ -290,20 +293,56 @@ fn format_of(backup: &Backup, wish: &Wish, target: &Target, kept: &Kept) -> Form
     }
 }
 
-fn renamed(backup: &Backup, wish: &Wish) -> bool {
-    wish.name.as_ref().is_some_and(|name| *name != backup.domain.id.name)
+/// Who the guest is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// One that it had, and that may be defined.
+    Own(DomainId),
+    /// A new one, of this name.
+    New(VmName),
+}
+
+pub fn identity(backup: &Backup, wish: &Wish) -> Identity {
+    let own = [&backup.domain.id, &backup.origin];
+    match &wish.name {
+        None => Identity::Own(backup.domain.id.clone()),
+        Some(name) => match own.into_iter().find(|id| id.name == *name) {
+            Some(id) => Identity::Own(id.clone()),
+            None => Identity::New(name.clone()),
+        },
+    }
+}
+
+impl Identity {
+    pub fn name(&self) -> &VmName {
+        match self {
+            Identity::Own(id) => &id.name,
+            Identity::New(name) => name,
+        }
+    }
+}
+
+fn is_new(backup: &Backup, wish: &Wish) -> bool {
+    matches!(identity(backup, wish), Identity::New(_))
 }
 
 /// Where the UEFI variables go. None: there are none, or nobody asked for a domain.
 fn nvram_of(backup: &Backup, wish: &Wish) -> Option<PathBuf> {
+    /// Where libvirt keeps them when nobody says otherwise.
+    const DEFAULT_DIR: &str = "/var/lib/libvirt/qemu/nvram";
     let (_, own) = (backup.nvram.as_ref()?, backup.domain.nvram.as_ref()?);
     if wish.then == Then::Nothing {
         return None;
     }
-    let name = wish.name.as_ref().filter(|_| renamed(backup, wish));
-    let Some(name) = name else { return Some(own.clone()) };
-    let extension = own.extension().and_then(|extension| extension.to_str()).unwrap_or("fd");
-    Some(own.with_file_name(format!("{name}_VARS.{extension}")))
+    let identity = identity(backup, wish);
+    // An archive's XML leads into the archive.
+    let within = own.starts_with(&backup.root);
+    if identity == Identity::Own(backup.domain.id.clone()) && !within {
+        return Some(own.clone());
+    }
+    let dir = own.parent().filter(|_| !within).unwrap_or(Path::new(DEFAULT_DIR));
+    let extension = own.extension().and_then(|extension| extension.to_str()).filter(|_| !within);
+    Some(dir.join(format!("{}_VARS.{}", identity.name(), extension.unwrap_or("fd"))))
 }
 
 /// Where the memory is put for libvirt to read, beside the first disk.
@@ -377,12 +416,9 @@ impl Draft<'_> {
     }
 
     fn id(&self) -> DomainId {
-        let own = &self.backup.domain.id;
-        match &self.wish.name {
-            Some(name) if name != &own.name => {
-                DomainId { name: name.clone(), uuid: self.facts.fresh_uuid.clone() }
-            }
-            _ => own.clone(),
+        match identity(self.backup, self.wish) {
+            Identity::Own(id) => id,
+            Identity::New(name) => DomainId { name, uuid: self.facts.fresh_uuid.clone() },
         }
     }
 
@@ -410,20 +446,21 @@ impl Draft<'_> {
     }
 
     fn changes(&self, id: &DomainId) -> Changes {
-        let renamed = renamed(self.backup, self.wish);
+        let is_new = is_new(self.backup, self.wish);
         let mut changes = Changes::none();
-        if renamed {
+        if *id != self.backup.domain.id {
             changes.name = Some(id.name.clone());
             changes.uuid = Some(id.uuid.clone());
         }
-        changes.macs = match (self.wish.macs, renamed) {
+        changes.macs = match (self.wish.macs, is_new) {
             (MacWish::ByName, true) | (MacWish::New, _) => Macs::DerivedFrom(self.facts.fresh_uuid.clone()),
             (MacWish::ByName, false) | (MacWish::Own, _) => Macs::Keep,
         };
         changes.nvram = match nvram_of(self.backup, self.wish) {
-            Some(path) if renamed => Nvram::At(path),
-            None if renamed => Nvram::Default,
-            _ => Nvram::Keep,
+            Some(path) if Some(&path) == self.backup.domain.nvram.as_ref() => Nvram::Keep,
+            Some(path) => Nvram::At(path),
+            None if is_new => Nvram::Default,
+            None => Nvram::Keep,
         };
         for (target, kept, path) in self.disks() {
             let format = self.format(target, kept, path);
@@ -451,9 +488,7 @@ impl Draft<'_> {
                 .iter()
                 .map(|target| format!("{target}: its medium is not on this host: it is ejected")),
         );
-        if self.backup.nvram.is_none()
-            && self.backup.domain.nvram.is_some()
-            && renamed(self.backup, self.wish)
+        if self.backup.nvram.is_none() && self.backup.domain.nvram.is_some() && is_new(self.backup, self.wish)
         {
             remarks.push(
                 "the backup has no UEFI variables: the guest begins with those of the firmware".to_owned(),

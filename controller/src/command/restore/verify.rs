@@ -44,14 +44,6 @@ pub(super) fn all(opened: &mut Opened, wish: &Wish, watch: &dyn Watch) -> Result
             Err(failed) => return Err(failed.error.into()),
         }
     }
-    let read: BTreeSet<&str> = wanted.iter().map(|kept| kept.name.as_str()).collect();
-    for (name, expected) in &opened.digests {
-        // Disks that are not wanted were not read, and neither are their digests compared.
-        let is_disk = opened.backup.disks.values().any(|kept| kept.name.starts_with(name.as_str()));
-        if !read.contains(name.as_str()) && !is_disk {
-            problems.extend(small(opened, name, *expected));
-        }
-    }
     opened.backup.notes.extend(notes);
     if problems.is_empty() {
         return Ok(());
@@ -117,14 +109,4 @@ fn chunks(
         notes.insert(format!("{}: there are no digests: only names and lengths were verified", kept.name));
     }
     Ok(problems.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn small(opened: &Opened, name: &str, expected: blake3::Hash) -> Option<String> {
-    let path = opened.path(name);
-    let mut hasher = blake3::Hasher::new();
-    match opened.file(name).and_then(|file| Ok(hasher.update_reader(file)?.finalize())) {
-        Ok(found) if found == expected => None,
-        Ok(_) => Some(format!("{} is damaged: its digest differs", path.display())),
-        Err(error) => Some(format!("{error:#}")),
-    }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{
-    Activity, Backup, Destination, Existing, Facts, FileId, Form, Format, InUse, Kept, Standing, Then, Wish,
-    Writing, format_of, memory_of, nvram_of, renamed,
+    Activity, Backup, Destination, Existing, Facts, FileId, Form, Format, Identity, InUse, Kept, Standing,
+    Then, Wish, Writing, format_of, identity, memory_of, nvram_of,
 };
 use crate::core::names::Target;
 
@@ -33,20 +33,22 @@ fn domain_in_the_way(backup: &Backup, wish: &Wish, facts: &Facts) -> Vec<String>
     if wish.then == Then::Nothing {
         return reasons;
     }
-    let own = &backup.domain.id;
-    let renamed = renamed(backup, wish);
-    if let Some(known) = &facts.of_this_name {
-        let name = &known.id.name;
-        if renamed {
-            reasons.push(format!("there is a domain {name} already: choose another --name"));
-        } else if known.id.uuid != own.uuid {
-            reasons.push(format!(
-                "there is another domain {name}, of the UUID {}: restore under another --name",
-                known.id.uuid
-            ));
+    let own = match identity(backup, wish) {
+        Identity::Own(own) => own,
+        Identity::New(name) => {
+            let taken = facts.of_this_name.is_some();
+            return Vec::from_iter(
+                taken.then(|| format!("there is a domain {name} already: choose another --name")),
+            );
         }
+    };
+    if let Some(known) = facts.of_this_name.as_ref().filter(|known| known.id.uuid != own.uuid) {
+        let (name, uuid) = (&known.id.name, &known.id.uuid);
+        reasons.push(format!(
+            "there is another domain {name}, of the UUID {uuid}: restore under another --name"
+        ));
     }
-    if let Some(known) = facts.of_this_uuid.as_ref().filter(|_| !renamed) {
+    if let Some(known) = &facts.of_this_uuid {
         if known.id.name != own.name {
             reasons.push(format!(
                 "its UUID is that of the domain {}: restore under another --name",
@@ -157,7 +159,7 @@ fn cannot_resume(backup: &Backup, wish: &Wish) -> Vec<String> {
     if backup.memory.is_none() {
         reasons.push("the backup has no memory of the guest: it was made without --state".to_owned());
     }
-    if renamed(backup, wish) {
+    if identity(backup, wish) != Identity::Own(backup.domain.id.clone()) {
         // QEMU's stream names the machine that it was taken from.
         reasons.push(
             "saved memory belongs to the domain of its own name and UUID: --state does not go with --name"

@@ -25,6 +25,7 @@ fn backup() -> Backup {
     Backup {
         root: "/backup/mail01".into(),
         kind: Kind::Tree,
+        origin: Domain::parse(XML).unwrap().id,
         domain: Domain::parse(XML).unwrap(),
         xml: XML.to_owned(),
         disks: [("vda", Some(Bytes(100))), ("vdb", Some(Bytes(200)))]
@@ -342,4 +343,47 @@ fn everything_that_is_made_is_made_before_anything_is_replaced_and_kept_last() {
     let orders: Vec<_> = plan.steps.iter().map(order).collect();
     assert!(orders.is_sorted(), "{plan}");
     assert_eq!(orders.iter().filter(|order| **order == 4).count(), 1);
+}
+
+#[test]
+fn an_archive_comes_back_as_what_it_was_of_when_it_is_called_so() {
+    let mut archive = backup();
+    archive.kind = Kind::Archive;
+    archive.root = "/archives/mail01/2025-07-14-172447".into();
+    let within = |name: &str| archive.root.join(name).display().to_string();
+    archive.xml = XML
+        .replace("<name>mail01<", "<name>mail01-restore<")
+        .replace(OWN, NEW)
+        .replace("/i/a.qcow2", &within("vda.qcow2"))
+        .replace("/v/mail01_VARS.fd", &within("mail01-restore.nvram"));
+    archive.domain = Domain::parse(&archive.xml).unwrap();
+    let told = decided(&archive, &wish(), &facts(&archive, &wish(), &[])).unwrap_err();
+    assert!(told.contains("vda: its own place is in the backup itself"), "{told}");
+    for (called, uuid, macs) in [
+        (None, NEW, false),
+        (Some("mail01"), OWN, false),
+        (Some("copy"), "11111111-2222-4333-8444-555555555555", true),
+    ] {
+        let wish = Wish { name: called.map(name), to: Some("/to".into()), ..wish() };
+        let facts = facts(&archive, &wish, &[]);
+        let destinations = destinations(&archive, &wish).unwrap();
+        let plan = plan(&archive, &wish, &destinations, &facts).unwrap();
+        let called = called.unwrap_or("mail01-restore");
+        assert_eq!((plan.id.name.as_str(), plan.id.uuid.as_str()), (called, uuid));
+        let Some(Step::Define { xml, .. }) =
+            plan.steps.iter().find(|step| matches!(step, Step::Define { .. }))
+        else {
+            panic!("{plan}");
+        };
+        let domain = Domain::parse(xml).unwrap();
+        assert_eq!(domain.id, plan.id);
+        assert_eq!(domain.nvram, Some(format!("/var/lib/libvirt/qemu/nvram/{called}_VARS.fd").into()));
+        assert!(!xml.contains("/archives/"), "{xml}");
+        assert_eq!(is_new(&archive, &wish), macs);
+    }
+    // The original is defined: its archive takes its place only when that is asked for.
+    let wish = Wish { name: Some(name("mail01")), to: Some("/to".into()), ..wish() };
+    let mut facts = facts(&archive, &wish, &[]);
+    facts.of_this_uuid = Some(known("mail01", OWN, Activity::Inactive));
+    assert!(decided(&archive, &wish, &facts).unwrap_err().contains("mail01 is defined: --force"));
 }
