@@ -229,6 +229,7 @@ impl<'h> Session<'h> {
             self.host.replace(&dump.dir.join(name), content.as_bytes())?;
         }
         let kept = |undo: &Undo| match undo {
+            Undo::RemoveFile { path } if dump.record.as_ref() == Some(path) => true,
             Undo::RemoveFile { path } => dump.names.iter().any(|name| *path == dump.dir.join(name)),
             Undo::RemoveDir { path } => path.starts_with(&dump.dir),
             _ => false,
