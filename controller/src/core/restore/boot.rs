@@ -199,3 +199,113 @@ fn changes(backup: &Backup, wish: &BootWish, facts: &BootFacts, names: &BootName
         ..Changes::none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kept, Kind};
+    use super::*;
+    use crate::core::domain::Domain;
+    use crate::core::units::Bytes;
+
+    const XML: &str = "<domain type='kvm'><name>mail01</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>\
+        <memory>1024</memory><os><nvram>/v/mail01_VARS.fd</nvram></os><devices>\
+        <disk type='file'><driver name='qemu' type='raw'/><source file='/i/a.img'/><target dev='vda'/></disk>\
+        <disk type='network'><source protocol='rbd' name='p/b'/><target dev='vdb'/></disk>\
+        <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface>\
+        <hostdev mode='subsystem' type='pci'/></devices></domain>";
+
+    fn target(name: &str) -> Target {
+        Target::new(name).unwrap()
+    }
+
+    fn backup() -> Backup {
+        let kept =
+            |disk: &str| Kept { name: format!("mail01_{disk}"), form: Form::Chunks, bytes: Some(Bytes(1)) };
+        let domain = Domain::parse(XML).unwrap();
+        Backup {
+            root: "/backup".into(),
+            kind: Kind::Tree,
+            origin: domain.id.clone(),
+            domain,
+            xml: XML.to_owned(),
+            disks: ["vda", "vdb"].map(|disk| (target(disk), kept(disk))).into(),
+            nvram: Some("mail01.nvram".to_owned()),
+            memory: None,
+            snapshots: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn wish(then: AfterBoot) -> BootWish {
+        let name = VmName::new("mail01-boot").unwrap();
+        BootWish { name, exclude: BTreeSet::new(), network: Network::Isolated, then }
+    }
+
+    fn facts(standing: &[(&str, Standing)]) -> BootFacts {
+        BootFacts {
+            fresh_uuid: Uuid::new("11111111-2222-4333-8444-555555555555").unwrap(),
+            of_this_name: None,
+            absent_media: BTreeSet::new(),
+            standing: standing.iter().map(|(path, standing)| (path.into(), standing.clone())).collect(),
+        }
+    }
+
+    fn names() -> BootNames {
+        BootNames::new(Path::new("/state/mail01-boot"))
+    }
+
+    #[test]
+    fn a_guest_from_chunks_reads_as_a_story_and_leads_nowhere_else() {
+        let plan = plan(&backup(), &wish(AfterBoot::ThrowAway), &facts(&[]), &names()).unwrap();
+        assert_eq!(
+            plan.to_string(),
+            "mail01-boot (11111111-2222-4333-8444-555555555555)
+   1. show vda from mail01_vda as one file
+   2. let vda be written to /state/mail01-boot/boot/vda.qcow2
+   3. show vdb from mail01_vdb as one file
+   4. let vdb be written to /state/mail01-boot/boot/vdb.qcow2
+   5. copy mail01.nvram to /state/mail01-boot/boot/nvram.partial
+   6. give /state/mail01-boot/boot/nvram its name
+   7. start mail01-boot, for as long as it runs
+"
+        );
+        let Some(Step::Run { xml, .. }) = plan.steps.last() else { panic!("{plan}") };
+        for of_the_host in ["/i/a.img", "rbd", "br0", "hostdev", "/v/", "52:54:00:00:00:01", "c7a5fdbd"] {
+            assert!(!xml.contains(of_the_host), "{of_the_host}: {xml}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_kept_is_defined_on_its_own_disks_with_its_surroundings() {
+        let wish = wish(AfterBoot::Keep { to: "/to".into() });
+        let xml = definition(&backup(), &wish, &facts(&[]), &names()).unwrap();
+        let domain = Domain::parse(&xml).unwrap();
+        let sources: Vec<_> = domain.disks.iter().map(|disk| disk.source.to_string()).collect();
+        assert_eq!(sources, ["file /to/mail01-boot_vda.qcow2", "file /to/mail01-boot_vdb.qcow2"]);
+        assert_eq!(domain.nvram, Some("/to/mail01-boot_VARS.fd".into()));
+        assert!(xml.contains("br0") && xml.contains("hostdev"), "{xml}");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told() {
+        let keep = || wish(AfterBoot::Keep { to: "/to".into() });
+        let file = Standing::File(crate::core::restore::FileId::Device { number: 1 });
+        let mut dump = backup();
+        dump.disks.get_mut(&target("vda")).unwrap().form = Form::Raw;
+        let mut lacking = backup();
+        lacking.disks.remove(&target("vdb"));
+        let stranger = BootWish { exclude: [target("vdz")].into(), ..keep() };
+        let there = [("/to/mail01-boot_vda.qcow2", file)];
+        let nowhere = [("/to/mail01-boot_vda.qcow2", Standing::NoDirectory)];
+        for (backup, wish, facts, words) in [
+            (dump, keep(), facts(&[]), "vda: only chunks can be run from, and this is a raw image"),
+            (lacking, keep(), facts(&[]), "vdb: the backup has nothing of this disk: --exclude=vdb"),
+            (backup(), stranger, facts(&[]), "has no disk vdz"),
+            (backup(), keep(), facts(&there), "/to/mail01-boot_vda.qcow2 exists"),
+            (backup(), keep(), facts(&nowhere), "does not exist"),
+        ] {
+            let told = plan(&backup, &wish, &facts, &names()).unwrap_err().to_string();
+            assert!(told.contains(words), "{told}");
+        }
+    }
+}
