@@ -87,8 +87,36 @@ pub fn path_of(mount: &MountPoint) -> PathBuf {
     directory().join(format!("{}.sock", mount.device.replace(':', "-")))
 }
 
-/// Makes the socket. One of the same name is of a daemon that was killed: its device number was given out again.
-pub fn listen(mount: &MountPoint) -> io::Result<UnixListener> {
+/// The name of a socket, as long as it is still that socket's.
+#[derive(Debug)]
+pub struct SocketName {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketName {
+    fn of(path: PathBuf) -> io::Result<SocketName> {
+        let metadata = std::fs::symlink_metadata(&path)?;
+        Ok(SocketName { path, device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// When the mount has gone, its device number is given out again at once: by now the name may be another daemon's.
+    pub fn remove(&self) -> io::Result<()> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(now) if (now.dev(), now.ino()) == (self.device, self.inode) => {
+                std::fs::remove_file(&self.path)
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Makes the socket. One of the same name is of a daemon that was killed or is just ending: its device number was given
+/// out again.
+pub fn listen(mount: &MountPoint) -> io::Result<(UnixListener, SocketName)> {
     let directory = directory();
     match DirBuilder::new().mode(0o700).create(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -109,7 +137,8 @@ pub fn listen(mount: &MountPoint) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    UnixListener::bind(&path)
+    let listener = UnixListener::bind(&path)?;
+    Ok((listener, SocketName::of(path)?))
 }
 
 /// Asks the daemon behind a mount. `None`: there is none any more, or it does not answer on a socket.
@@ -139,4 +168,24 @@ pub fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()>
     let mut line = serde_json::to_string(message)?;
     line.push('\n');
     stream.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_ends_leaves_the_socket_of_the_one_that_got_its_number() {
+        // No kernel gives out such a number.
+        let device = format!("chunkfs-test-{}", std::process::id());
+        let mount =
+            MountPoint { path: "/nowhere".into(), source: String::new(), device, fs_type: String::new() };
+        let (_ending, ending) = listen(&mount).unwrap();
+        let (_beginning, beginning) = listen(&mount).unwrap();
+        ending.remove().unwrap();
+        assert!(path_of(&mount).exists(), "the second daemon can still be reached");
+        beginning.remove().unwrap();
+        assert!(!path_of(&mount).exists());
+        beginning.remove().unwrap();
+    }
 }

@@ -178,23 +178,24 @@ fn serve<V: View>(
         let _ = ended.send(Event::Ended);
     })?;
     let socket = match control::listen(&mounted.point) {
-        Ok(listener) => Some(listener),
+        Ok(socket) => Some(socket),
         Err(error) => {
             tracing::warn!("no control socket: {error}; `chunkfs umount` will not wait for the end");
             None
         }
     };
-    if let Some(listener) = socket {
+    let socket = socket.map(|(listener, name)| {
         send_connections(listener, events);
-    }
+        name
+    });
     if daemon::is_child() {
         daemon::report(&Report::Ready, serving.log.as_deref())
             .map_err(CommandError::io("letting go of the caller"))?;
     }
     tracing::info!("{} is mounted", point.display());
     let asked_by = serve_events(&mounted, facts, &inbox);
-    // Gone already if somebody cleaned /run: nothing to do then.
-    let _ = std::fs::remove_file(control::path_of(&mounted.point));
+    // A name that cannot be removed is taken over by the next mount that gets its number.
+    let _ = socket.map(|name| name.remove());
     asked_by
 }
 

@@ -111,14 +111,14 @@ impl Processes for Machine {
 
     fn unmount(&self, path: &Path) -> Result<Removal> {
         let Some(mount) = mount_at(path)? else { return Ok(Removal::AlreadyGone) };
-        let socket = control::path_of(&mount);
+        // That of a daemon that was killed; one that ended has removed it. Before the mount has gone: after that its device
+        // number, and so the name of the socket, may be another mount's.
+        self.remove_file(&control::path_of(&mount))?;
         rustix::mount::unmount(&mount.path, UnmountFlags::DETACH)
             .with_context(|| format!("unmount {}", path.display()))?;
         if mount_at(path)?.is_some_and(|still| still.device == mount.device) {
             bail!("{} is still mounted", path.display());
         }
-        // That of a daemon that was killed; one that ended has removed it.
-        self.remove_file(&socket)?;
         Ok(Removal::Removed)
     }
 
