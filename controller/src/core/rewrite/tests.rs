@@ -280,7 +280,7 @@ fn what_has_to_change_changes_and_nothing_else() {
                 <serial type='file'><source path='/c'/><target port='0'/></serial>\n <serial type='null'></serial>\n \
                 <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n \
                 <rng><backend model='random'>/dev/urandom</backend></rng>\n \
-                <graphics type='vnc' autoport='yes' listen='127.0.0.1'/>\n <audio id='1' type='none'/>\n</devices>\n</domain>"
+                <graphics type='vnc' autoport='yes' listen='127.0.0.1'/>\n <audio id='1' type='none'/>\n</devices></domain>"
                 .to_owned(),
         ),
         (
