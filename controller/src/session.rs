@@ -45,6 +45,8 @@ pub struct Session<'h> {
     frozen: bool,
     /// Of the disks copied so far, as `b3sum --check` reads them.
     digests: String,
+    /// Is there a dump or an archive that stays?
+    kept: bool,
     /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
     _guard: Guard,
 }
@@ -99,6 +101,7 @@ impl<'h> Session<'h> {
             journal,
             frozen: false,
             digests: String::new(),
+            kept: false,
             _guard: guard,
         })
     }
@@ -153,15 +156,24 @@ impl<'h> Session<'h> {
                     None
                 }
                 Step::KeepDump(record) => {
-                    self.keep_dump(record).with_context(|| step.to_string())?;
+                    self.keep_dump(record, notes).with_context(|| step.to_string())?;
                     None
                 }
                 _ => self.take_step(number, step, interrupted, notes).with_context(|| step.to_string())?,
             };
             view = process.or(view);
         }
+        match self.complete(view) {
+            // What was to be made is there and stays: that is no failure any more.
+            Err(error) if self.kept => notes.push(format!("{error:#}")),
+            completed => completed?,
+        }
+        Ok(())
+    }
+
+    /// Now the lock names the daemon: it is alive for as long as the view is.
+    fn complete(&mut self, view: Option<ProcessId>) -> Result<()> {
         self.write(&Record::Complete)?;
-        // Now the lock names the daemon: it is alive for as long as the view is.
         self.lock.view = view;
         self.host.replace(&self.names.lock(), self.lock.to_text().as_bytes()).context("update the lock")
     }
@@ -219,7 +231,7 @@ impl<'h> Session<'h> {
 
     /// From the list of digests on a dump is complete, and an archive from its manifest on. The record is there before:
     /// cleanup must find the files. All is kept or owed at once.
-    fn keep_dump(&mut self, dump: &DumpRecord) -> Result<()> {
+    fn keep_dump(&mut self, dump: &DumpRecord, notes: &mut Vec<String>) -> Result<()> {
         if let Some(record) = &dump.record {
             let text = serde_json::to_string(dump).context("write JSON")?;
             self.host.replace(record, text.as_bytes())?;
@@ -235,7 +247,12 @@ impl<'h> Session<'h> {
             _ => false,
         };
         let steps = self.owed().iter().filter(|debt| kept(&debt.undo)).map(|debt| debt.step).collect();
-        self.write(&Record::Kept { steps })
+        self.kept = true;
+        // All is there, whether this can be written or not; the next line that can be brings this one along.
+        if let Err(error) = self.write(&Record::Kept { steps }) {
+            notes.push(format!("{error:#}"));
+        }
+        Ok(())
     }
 
     /// Undoes all that is owed, newest first, past failures; forgets the journal when nothing is owed any more.

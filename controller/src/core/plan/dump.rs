@@ -27,8 +27,11 @@ pub fn dump(case: Case<'_>, options: &Dump) -> Result<Plan, Refusal> {
 
     let names = case.names;
     let dir = names.dump_dir();
-    let mut steps =
-        vec![Step::MakeDir { path: names.socket_dir() }, Step::MakePrivateDir { path: dir.clone() }];
+    let mut steps = vec![
+        Step::MakeDir { path: names.socket_dir() },
+        Step::ClaimFile { path: names.dump_record() },
+        Step::MakePrivateDir { path: dir.clone() },
+    ];
     let mut record = DumpRecord {
         names: vec![names.shown_xml()],
         digests: names.dump_digests(),
