@@ -229,6 +229,16 @@ fn libvirt_a_guest_is_put_back_where_it_was() {
         assert_same(&guest.images[0], "qcow2", &good[0]);
         assert_same(&guest.images[1], "raw", &good[1]);
         assert_eq!(names(lab.path("images")), ["mail01-a.qcow2", "mail01-b.raw", "mail01.xml"]);
+        // An image that is reached by a link is replaced where it is.
+        let far = lab.path("far.qcow2");
+        fs::rename(&guest.images[0], &far).unwrap();
+        std::os::unix::fs::symlink(&far, &guest.images[0]).unwrap();
+        fs::write(&far, "spoilt").unwrap();
+        lab.run(&["restore", &tree(lab), "--force"]).ok();
+        assert_eq!(fs::read_link(&guest.images[0]).unwrap(), far);
+        assert_same(&far, "qcow2", &good[0]);
+        assert_eq!(xml("mail01"), definition);
+        fs::remove_file(&far).unwrap();
         // And after it was lost altogether.
         virsh_ok(&["undefine", "--checkpoints-metadata", "mail01"]);
         fs::remove_file(&guest.images[0]).unwrap();

@@ -188,11 +188,18 @@ fn facts(ground: &dyn Ground, backup: &Backup, wish: &Wish, paths: &[PathBuf]) -
             .iter()
             .map(|path| Ok((path.clone(), standing(path)?)))
             .collect::<Result<BTreeMap<_, _>>>()?,
+        behind_links: paths.iter().filter_map(|path| Some((path.clone(), behind_link(path)?))).collect(),
         in_use: ground.images_in_use()?,
         of_this_name: ground.by_name(identity.name().as_str())?,
         of_this_uuid,
         absent_media: absent_media(backup),
     })
+}
+
+/// Where a file is that is reached by a link. A device keeps its name: that of a volume is a link.
+fn behind_link(path: &Path) -> Option<PathBuf> {
+    let real = path.canonicalize().ok().filter(|real| real.is_file())?;
+    (real != path).then_some(real)
 }
 
 /// A random one, of version 4 (RFC 9562).

@@ -134,6 +134,8 @@ pub struct Facts {
     /// To be used when the domain gets a new name.
     pub fresh_uuid: Uuid,
     pub standing: BTreeMap<PathBuf, Standing>,
+    /// Files that are reached by a link, and where they are: the link stays, and the file is replaced.
+    pub behind_links: BTreeMap<PathBuf, PathBuf>,
     pub in_use: Vec<InUse>,
     pub of_this_name: Option<Known>,
     pub of_this_uuid: Option<Known>,
@@ -375,7 +377,7 @@ impl Draft<'_> {
             if let Some(Standing::Absent | Standing::File(_)) = self.facts.standing.get(path)
                 && self.writing(path) == Writing::Whole
             {
-                let to = partial_of(path);
+                let to = partial_of(self.real(path));
                 let format = self.format(target, kept, path);
                 steps.push(Step::MakeFile { target: target.clone(), from: kept.clone(), to, format });
                 renames.push(path);
@@ -383,7 +385,7 @@ impl Draft<'_> {
         }
         let nvram = nvram_of(self.backup, self.wish);
         if let (Some(path), Some(name)) = (&nvram, &self.backup.nvram) {
-            steps.push(Step::CopySmall { from: name.clone(), to: partial_of(path) });
+            steps.push(Step::CopySmall { from: name.clone(), to: partial_of(self.real(path)) });
             renames.push(path);
         }
         for (target, kept, path) in self.disks() {
@@ -393,7 +395,7 @@ impl Draft<'_> {
                 steps.push(Step::Rewrite { target, from, path: path.clone(), writing });
             }
         }
-        steps.extend(renames.into_iter().map(|path| Step::Name { path: path.clone() }));
+        steps.extend(renames.into_iter().map(|path| Step::Name { path: self.real(path).to_owned() }));
         notes.extend(self.remarks());
         if self.wish.then != Then::Nothing {
             let xml = rewrite::domain(&self.backup.xml, &changes)?;
@@ -431,6 +433,10 @@ impl Draft<'_> {
             self.backup.disks.get(target).expect("destinations are of disks that are there")
         };
         disks.map(|to| (&to.target, kept(&to.target), &to.path)).collect()
+    }
+
+    fn real<'p>(&'p self, path: &'p Path) -> &'p Path {
+        self.facts.behind_links.get(path).map_or(path, PathBuf::as_path)
     }
 
     /// Where nothing is there is nothing to compare with.

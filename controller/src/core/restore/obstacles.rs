@@ -98,7 +98,8 @@ fn of_disk(backup: &Backup, wish: &Wish, facts: &Facts, to: &Destination, kept: 
 fn file_in_the_way(backup: &Backup, wish: &Wish, facts: &Facts, path: &Path) -> Vec<String> {
     let shown = path.display();
     let mut reasons = Vec::new();
-    if path.starts_with(&backup.root) {
+    let real = facts.behind_links.get(path).map_or(path, |real| real.as_path());
+    if path.starts_with(&backup.root) || real.starts_with(&backup.root) {
         reasons.push(format!("{shown} is in the backup itself"));
     }
     let id = match facts.standing.get(path) {

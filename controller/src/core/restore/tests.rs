@@ -68,6 +68,7 @@ fn facts(backup: &Backup, wish: &Wish, there: &[(&str, Standing)]) -> Facts {
     Facts {
         fresh_uuid: fresh(),
         standing,
+        behind_links: BTreeMap::new(),
         in_use: Vec::new(),
         of_this_name: None,
         of_this_uuid: None,
@@ -387,4 +388,25 @@ fn an_archive_comes_back_as_what_it_was_of_when_it_is_called_so() {
     let mut facts = facts(&archive, &wish, &[]);
     facts.of_this_uuid = Some(known("mail01", OWN, Activity::Inactive));
     assert!(decided(&archive, &wish, &facts).unwrap_err().contains("mail01 is defined: --force"));
+}
+
+#[test]
+fn a_file_behind_a_link_is_replaced_where_it_is_and_the_domain_keeps_the_link() {
+    let (backup, wish) = (backup(), Wish { existing: Existing::Replaceable, ..wish() });
+    let mut facts =
+        facts(&backup, &wish, &[("/i/a.qcow2", Standing::File(A_FILE)), ("/dev/vg/b", device(200))]);
+    facts.behind_links = [("/i/a.qcow2".into(), "/far/a.qcow2".into())].into();
+    let destinations = destinations(&backup, &wish).unwrap();
+    let plan = plan(&backup, &wish, &destinations, &facts).unwrap();
+    let told = plan.to_string();
+    assert!(
+        told.contains("to /far/a.qcow2.partial (qcow2)") && told.contains("give /far/a.qcow2 its name"),
+        "{told}"
+    );
+    assert!(!told.contains("/i/a.qcow2"), "{told}");
+    let Some(Step::Define { xml, .. }) = plan.steps.iter().find(|step| matches!(step, Step::Define { .. }))
+    else {
+        panic!("{plan}");
+    };
+    assert!(xml.contains("/i/a.qcow2"), "{xml}");
 }
