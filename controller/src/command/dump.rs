@@ -79,10 +79,18 @@ fn decide(
     plan::dump(case, dump).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
 }
 
-/// Removes the files of a dump, which its record names, and the directory when nothing else is in it.
+/// Removes the files of a dump, which its record names, and the directory when nothing else is in it. On an error the
+/// rest is owed still, and the record says so.
 pub(super) fn forget_dump(host: &dyn Host, names: &Names) -> Result<Removal, Failure> {
+    remove_dump(host, names).map_err(|error| Failure {
+        exit_status: 3,
+        story: format!("remove the dump in {}: {error:#}: run cleanup", names.dump_dir().display()),
+    })
+}
+
+fn remove_dump(host: &dyn Host, names: &Names) -> anyhow::Result<Removal> {
     let Some(text) = host.read(&names.dump_record())? else { return Ok(Removal::AlreadyGone) };
-    let record: DumpRecord = serde_json::from_slice(&text).map_err(anyhow::Error::from)?;
+    let record: DumpRecord = serde_json::from_slice(&text)?;
     // Written by us, in a directory of ours; a name is a name all the same.
     for name in record.names.iter().filter(|name| is_file_name(name)) {
         host.remove_file(&record.dir.join(name))?;
