@@ -6,16 +6,19 @@ use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use virt_backup::carry::{self, CarryError, Compression, DumpCommand};
 use virt_backup::command::restore;
+use virt_backup::command::restore::boot;
 use virt_backup::core::domain::Format;
 use virt_backup::core::names::{Places, Target, Uuid, VmName};
 use virt_backup::core::options::{
     self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Macs, Memory, MethodChoice, Pause, Quiesce,
     Running, Tracking,
 };
+use virt_backup::core::restore::boot::{AfterBoot, Network};
 use virt_backup::core::restore::{Existing, MacWish, Then, Wish, Writing};
 use virt_backup::core::retention::{ArchiveName, Policy};
 
@@ -87,6 +90,10 @@ pub(crate) enum Command {
     Run(Run),
     /// Bring a guest back, from what a backup tool kept of a view, from a dump or from an archive
     Restore(Box<Restore>),
+    /// Run a guest straight from a tree of chunks: nothing is copied, and what it writes is thrown away unless it is kept
+    Boot(Box<Boot>),
+    /// Run a guest from a tree of chunks until it has proven that it lives, and throw it away; exit status 6 if it does not
+    Drill(Box<Drill>),
     /// Tell which jobs there are and what is owed
     Status(Report),
     /// Tell which VMs there are
@@ -307,6 +314,70 @@ pub(crate) struct Run {
     pub(crate) words: Vec<OsString>,
 }
 
+/// A tree of chunks, and what is run from it.
+#[derive(Debug, Args)]
+pub(crate) struct FromTree {
+    /// The directory that holds NAME.xml and the chunks of the disks of one VM
+    #[arg(value_name = "TREE")]
+    from: PathBuf,
+
+    /// Which VM, where the directory has several
+    #[arg(long, value_name = "NAME")]
+    vm: Option<String>,
+
+    /// What the guest is called while it runs; VM-boot or VM-drill unless told otherwise
+    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    name: Option<VmName>,
+
+    /// Run the guest without these disks: vda,hdb
+    #[arg(long, value_name = "TARGETS", value_delimiter = ',', value_parser = target)]
+    exclude: Vec<Target>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Boot {
+    #[command(flatten)]
+    tree: Option<FromTree>,
+
+    /// Copy all of its disks while it runs, then define it: a restore without waiting. Needs --to
+    #[arg(long, requires = "to")]
+    keep: bool,
+
+    /// Where the disks of a guest that is kept go
+    #[arg(long, value_name = "DIR", requires = "keep")]
+    to: Option<PathBuf>,
+
+    /// Connect it as the original was, which had better be off
+    #[arg(long)]
+    network: bool,
+
+    /// End the guest of this name that runs from a backup, and remove what it wrote
+    #[arg(long, value_name = "NAME", value_parser = vm_name, conflicts_with_all = ["from", "keep", "network"])]
+    pub(crate) stop: Option<VmName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drill {
+    #[command(flatten)]
+    tree: FromTree,
+
+    /// It lives when it prints this on its first serial port; when its agent answers, unless told otherwise
+    #[arg(long, value_name = "TEXT")]
+    expect: Option<String>,
+
+    /// How long it may take to prove that, in seconds
+    #[arg(long, value_name = "SECS", default_value = "300")]
+    timeout: u64,
+
+    /// Do not read the whole tree first: only what the guest reads is verified
+    #[arg(long)]
+    no_verify: bool,
+
+    /// Report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Where from, where to, and what then.
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
@@ -482,6 +553,61 @@ impl Job {
 
     pub(crate) fn limit(&self) -> JobLimit {
         self.max_backups.map_or(JobLimit::Unlimited, JobLimit::AtMost)
+    }
+}
+
+impl FromTree {
+    fn request(
+        &self,
+        (network, then): (Network, AfterBoot),
+        places: &Places,
+        chunkfs: &Path,
+    ) -> boot::BootRequest {
+        boot::BootRequest {
+            from: self.from.clone(),
+            vm: self.vm.clone(),
+            name: self.name.clone(),
+            exclude: self.exclude.iter().cloned().collect(),
+            network,
+            then,
+            places: places.clone(),
+            chunkfs: chunkfs.to_owned(),
+        }
+    }
+}
+
+impl Boot {
+    /// None: no tree was named.
+    pub(crate) fn request(
+        &self,
+        places: &Places,
+        chunkfs: &Path,
+    ) -> std::io::Result<Option<boot::BootRequest>> {
+        let network = if self.network { Network::AsItWas } else { Network::Isolated };
+        let then = match &self.to {
+            Some(to) => AfterBoot::Keep { to: std::path::absolute(to)? },
+            None => AfterBoot::ThrowAway,
+        };
+        let tree = self.tree.as_ref();
+        Ok(tree.map(|tree| tree.request((network, then), places, chunkfs)))
+    }
+}
+
+impl Drill {
+    pub(crate) fn request(&self, places: &Places, chunkfs: &Path) -> boot::BootRequest {
+        self.tree.request((Network::Isolated, AfterBoot::ThrowAway), places, chunkfs)
+    }
+
+    pub(crate) fn proof(&self) -> boot::Proof {
+        self.expect.clone().map_or(boot::Proof::Agent, boot::Proof::Prints)
+    }
+
+    pub(crate) fn within(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    pub(crate) fn verification(&self) -> restore::Verification {
+        if self.no_verify { restore::Verification::WhileCopying } else { restore::Verification::Before }
     }
 }
 

@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 use chunkfs::command::progress::{Progress, Show};
 use clap::CommandFactory;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use virt_backup::command::restore::boot;
 use virt_backup::command::{self, Failure};
 use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
 use virt_backup::core::options::{Chunkmount, Dump};
 use virt_backup::core::plan::Plan;
+use virt_backup::core::restore::boot::AfterBoot;
 use virt_backup::core::retention::ArchiveName;
 use virt_backup::host::machine::Machine;
 use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
-use crate::cli::{Archive, Cli, Command, Common, Copy, Job, Restore};
+use crate::cli::{Archive, Boot, Cli, Command, Common, Copy, Drill, Job, Restore};
 use crate::{doctor, report};
 
 const USAGE: u8 = 2;
@@ -107,6 +109,8 @@ impl Context {
                 Ok(())
             }),
             Command::Run(args) => self.run_beside(&args.vm, &args.job, &args.words),
+            Command::Boot(args) => self.boot(&args).unwrap_or_else(|error| complain(&error)),
+            Command::Drill(args) => self.drill(&args).unwrap_or_else(|error| complain(&error)),
             Command::Restore(args) => self.restore(&args).unwrap_or_else(|error| complain(&error)),
             Command::Status(args) => report::status(self, args.json).unwrap_or_else(|error| complain(&error)),
             Command::Doctor(args) => doctor::doctor(self, args.json).unwrap_or_else(|error| complain(&error)),
@@ -254,8 +258,7 @@ impl Context {
             print!("{}", command::restore::decide(&self.machine, &request)?.plan);
             return Ok(0);
         }
-        let show = if self.quiet { Show::Never } else { Show::OnTerminal };
-        let progress = Progress::begin("restoring", show).map_err(anyhow::Error::from)?;
+        let progress = self.progress("restoring")?;
         let restored = command::restore::restore(&self.machine, &request, &progress)?;
         drop(progress);
         let id = &restored.plan.id;
@@ -265,6 +268,54 @@ impl Context {
             println!("{id}: restored");
         }
         Ok(0)
+    }
+
+    fn boot(&self, args: &Boot) -> Result<u8, Failure> {
+        if let Some(name) = &args.stop {
+            for done in boot::stop(&self.machine, &self.places, name)? {
+                tracing::info!("{name}: {done}");
+            }
+            return Ok(0);
+        }
+        let Some(request) = args.request(&self.places, &self.chunkfs).map_err(anyhow::Error::from)? else {
+            eprintln!("virt-backup: boot: name a tree, or --stop=NAME");
+            return Ok(USAGE);
+        };
+        let progress = self.progress("reading")?;
+        let plan = boot::boot(&self.machine, &request, &progress)?;
+        drop(progress);
+        let id = &plan.id;
+        plan.notes.iter().for_each(|note| self.note(id.name.as_str(), note));
+        if !self.quiet {
+            match request.then {
+                AfterBoot::Keep { .. } => println!("{id}: restored, and runs"),
+                AfterBoot::ThrowAway => {
+                    println!("{id}: runs from the backup; virt-backup boot --stop={id} ends it")
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    fn drill(&self, args: &Drill) -> Result<u8, Failure> {
+        let request = args.request(&self.places, &self.chunkfs);
+        let progress = self.progress("verifying")?;
+        let (proof, within) = (args.proof(), args.within());
+        let drilled = boot::drill(&self.machine, &request, &proof, within, args.verification(), &progress)?;
+        drop(progress);
+        drilled.notes.iter().for_each(|note| self.note(drilled.id.name.as_str(), note));
+        let (id, secs) = (&drilled.id, drilled.took.as_secs_f64());
+        if args.json {
+            println!("{}", serde_json::json!({ "name": id.name, "lives": true, "seconds": secs }));
+        } else if !self.quiet {
+            println!("{id}: lives, after {secs:.1} s");
+        }
+        Ok(0)
+    }
+
+    fn progress(&self, doing: &'static str) -> anyhow::Result<Progress> {
+        let show = if self.quiet { Show::Never } else { Show::OnTerminal };
+        Ok(Progress::begin(doing, show)?)
     }
 
     fn end_backup(&self, uuid: &str, socket: &Path) -> Result<(), Failure> {

@@ -5,6 +5,7 @@
 mod device;
 mod guest;
 mod lab;
+mod linux;
 mod storage;
 mod monitor;
 

@@ -3,6 +3,7 @@
 
 mod act;
 mod backup;
+pub mod boot;
 mod expand;
 mod image;
 mod journal;
@@ -91,7 +92,7 @@ pub fn restore(ground: &dyn Ground, request: &Request, watch: &dyn Watch) -> Res
     let passes = if request.verification == Verification::Before { 2 } else { 1 };
     watch.expect(bytes.saturating_mul(passes));
     if request.verification == Verification::Before {
-        verify::all(&mut opened, &request.wish, watch)?;
+        verify::all(&mut opened, &request.wish.exclude, request.wish.then, watch)?;
     }
     let decided = decide_on(ground, opened, &request.wish)?;
     let tools = image::Tools { chunkfs: &request.chunkfs, dir: names.home(), watch };
@@ -100,7 +101,11 @@ pub fn restore(ground: &dyn Ground, request: &Request, watch: &dyn Watch) -> Res
 }
 
 fn find(request: &Request) -> Result<Opened, Failure> {
-    backup::open(&request.from, request.vm.as_deref()).map_err(|error| {
+    open(&request.from, request.vm.as_deref())
+}
+
+fn open(from: &Path, vm: Option<&str>) -> Result<Opened, Failure> {
+    backup::open(from, vm).map_err(|error| {
         let is_damage = error.chain().any(|cause| cause.is::<backup::Damaged>());
         Failure { exit_status: if is_damage { DAMAGED } else { 1 }, story: format!("{error:#}") }
     })
@@ -127,7 +132,7 @@ fn take(ground: &dyn Ground, names: &Names) -> Result<Guard, Failure> {
 
 /// Takes back what a restore to this name left that was cut off.
 fn clear(ground: &dyn Ground, names: &Names) -> Result<Vec<String>, Failure> {
-    let Some(mut journal) = Journal::read(ground, names)? else { return Ok(Vec::new()) };
+    let Some(mut journal) = Journal::read(ground, journal::of_restore(names))? else { return Ok(Vec::new()) };
     let undone = undo::all(ground, &journal);
     if !undone.errors.is_empty() {
         let story = format!("an earlier restore of {} was cut off, and {undone}", names.vm());
@@ -145,7 +150,7 @@ fn run(
     tools: &image::Tools<'_>,
 ) -> Result<Plan, Failure> {
     let Decided { opened, plan } = decided;
-    let mut journal = Journal::begin(ground, names)?;
+    let mut journal = Journal::begin(ground, journal::of_restore(names))?;
     for step in &plan.steps {
         let done = act::act(ground, &opened, step, &mut journal, tools);
         let Err(failed) = done else { continue };

@@ -1,6 +1,7 @@
 //! The way back: from a backup that was found and what the user wishes to the steps that make a guest of it.
 //! Pure: touches no file, asks no libvirt. Everything that is in the way is a reason in one refusal.
 
+pub mod boot;
 mod obstacles;
 mod step;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compression::Compression;
 use super::domain::{Domain, DomainId, Format, Source};
+use super::facts::Definition;
 use super::names::{Target, Uuid, VmName};
 use super::rewrite::{self, Changes, Content, Macs, Nvram, Place, RewriteError};
 use super::units::Bytes;
@@ -175,6 +177,7 @@ pub enum Activity {
 pub struct Known {
     pub id: DomainId,
     pub activity: Activity,
+    pub persistence: Definition,
     /// As it would be defined again.
     pub definition: String,
 }

@@ -4,6 +4,7 @@
 mod disk;
 mod domain;
 mod edits;
+mod isolated;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ pub struct Changes {
     pub uuid: Option<Uuid>,
     pub macs: Macs,
     pub nvram: Nvram,
-    pub network: Network,
+    pub surroundings: Surroundings,
     /// By target. A target that the domain does not have is an error, here and below.
     pub disks: BTreeMap<Target, NewDisk>,
     /// Disks that the domain is to have no more.
@@ -46,7 +47,7 @@ impl Changes {
             uuid: None,
             macs: Macs::Keep,
             nvram: Nvram::Keep,
-            network: Network::Keep,
+            surroundings: Surroundings::Kept,
             disks: BTreeMap::new(),
             without: BTreeSet::new(),
             ejected: BTreeSet::new(),
@@ -97,11 +98,17 @@ pub enum Nvram {
     Default,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
-    Keep,
-    /// Each interface stays, with its link down and nothing behind it. Those that are host devices go.
-    Isolated,
+/// What of the host the domain is connected to, besides its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Surroundings {
+    Kept,
+    /// Nothing that another domain, or somebody on the network, could notice: interfaces keep their card, with its link
+    /// down; serial ports end in a file or in nothing; devices, directories and ports of the host go, as do words of its
+    /// own to QEMU.
+    Isolated {
+        /// What the first serial port prints. A domain without one gets one.
+        console: Option<PathBuf>,
+    },
 }
 
 /// Why XML was not rewritten.

@@ -29,4 +29,15 @@ pub trait Definitions {
     fn begin(&self, id: &DomainId) -> Result<()>;
     /// Starts it from a file of saved memory, on these disks.
     fn resume_from(&self, memory: &Path, disks: &BTreeMap<Target, NewDisk>) -> Result<()>;
+
+    /// Starts a domain that libvirt forgets when it ends.
+    fn run(&self, xml: &str) -> Result<()>;
+    /// Ends such a domain at once; leaves one that is defined alone, with an error.
+    fn destroy(&self, id: &DomainId) -> Result<Removal>;
+    /// Copies to a disk's image what lies below it, while the guest runs, until nothing does.
+    fn pull(&self, id: &DomainId, target: &Target, stopped: &dyn Fn() -> bool) -> Result<()>;
+    /// Does a program in the guest answer us?
+    fn agent_answers(&self, id: &DomainId) -> Result<bool>;
+    /// The user and group that QEMU reads files as.
+    fn qemu_owner(&self) -> Result<(u32, u32)>;
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::guest::{Disk, Guest, Storage};
+use super::linux::Linux;
 use super::program;
 
 #[derive(Debug)]
@@ -47,6 +48,11 @@ impl Lab {
         let guest = self.guest_off(name, disks);
         guest.start();
         guest
+    }
+
+    /// A guest with an operating system, which is off.
+    pub fn linux(&self, name: &str) -> Linux {
+        Linux::define(&self.path("images"), name)
     }
 
     pub fn guest_off(&self, name: &str, disks: &[Disk]) -> Guest {

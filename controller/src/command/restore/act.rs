@@ -43,6 +43,18 @@ pub(super) fn act(
             journal.owe(ground, Undo::Remove { path: to.clone() })?;
             Ok(image::copy_small(opened, from, to)?)
         }
+        Step::Join { from, point, .. } => {
+            let chunks = opened.path(&from.name);
+            Ok(image::join(ground, &chunks, point, journal, tools.chunkfs)?)
+        }
+        Step::Overlay { over, to, .. } => {
+            journal.owe(ground, Undo::Discard { path: to.clone() })?;
+            Ok(image::overlay(over, to, tools)?)
+        }
+        Step::Run { id, xml } => {
+            journal.owe(ground, Undo::Destroy { id: id.clone() })?;
+            Ok(ground.run(xml)?)
+        }
         Step::Rewrite { from, path, writing, .. } => image::rewrite(opened, from, path, *writing, tools),
         Step::Name { path } => Ok(name(ground, path, journal)?),
         Step::Define { id, xml, before } => {

@@ -269,6 +269,14 @@ pub(super) fn media(xml: &str) -> Vec<(Target, PathBuf)> {
     drives.filter_map(medium).collect()
 }
 
+/// Can a guest agent be asked in this guest?
+pub(super) fn has_agent(xml: &str) -> bool {
+    let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
+    let Ok(document) = Document::parse_with_options(xml, options) else { return false };
+    let mut targets = document.descendants().filter(|node| node.has_tag_name("target"));
+    targets.any(|target| target.attribute("name") == Some("org.qemu.guest_agent.0"))
+}
+
 fn is_directory(directory: &Beneath, name: &str) -> Result<bool> {
     match directory.kind(name) {
         Ok((Entry::Directory, _)) => Ok(true),

@@ -186,7 +186,12 @@ pub(super) fn join(
 ) -> Result<()> {
     journal.owe(ground, Undo::Unmount { point: point.to_owned() })?;
     ground.make_dir(point)?;
-    let words = exec::arguments([OsStr::new("join"), chunks.as_os_str(), point.as_os_str()]);
+    // QEMU may be another user than we are.
+    let (user, group) = ground.qemu_owner()?;
+    let options = format!("allow_other,uid={user},gid={group}");
+    let words =
+        [OsStr::new("join"), OsStr::new("-o"), OsStr::new(&options), chunks.as_os_str(), point.as_os_str()];
+    let words = exec::arguments(words);
     exec::run(chunkfs, &words, VIEW_READY_WITHIN).with_context(|| format!("join {}", chunks.display()))
 }
 
@@ -224,6 +229,13 @@ fn convert(from: &Path, format: &str, to: &Path, wanted: &Format, tools: &Tools<
     qemu_img(&words, from, to, tools)?;
     let made = File::open(to).and_then(|file| file.sync_all());
     made.with_context(|| format!("sync {}", to.display()))
+}
+
+/// Of the length of what lies below, which is declared to be raw.
+pub(super) fn overlay(over: &Path, to: &Path, tools: &Tools<'_>) -> Result<()> {
+    drop(new_file(to)?);
+    let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(OsStr::new);
+    qemu_img(&words, over, to, tools)
 }
 
 fn qemu_img(words: &[&OsStr], from: &Path, to: &Path, tools: &Tools<'_>) -> Result<()> {

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::core::domain::DomainId;
 use crate::core::names::Names;
 use crate::core::restore::{FileId, Undo};
 
 use super::Ground;
 
-/// `<state>/<vm>/restore`
+/// `<state>/<vm>/restore`, and `<state>/<vm>/booted` of a guest that runs from a backup.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -29,15 +30,13 @@ enum Line {
 }
 
 impl Journal {
-    pub(super) fn begin(ground: &dyn Ground, names: &Names) -> Result<Journal> {
-        let path = path(names);
+    pub(super) fn begin(ground: &dyn Ground, path: PathBuf) -> Result<Journal> {
         ground.replace(&path, b"").context("begin the journal")?;
         Ok(Journal { path, undos: Vec::new(), kept: false })
     }
 
-    /// None: no restore to this name was cut off.
-    pub(super) fn read(ground: &dyn Ground, names: &Names) -> Result<Option<Journal>> {
-        let path = path(names);
+    /// None: nothing is owed.
+    pub(super) fn read(ground: &dyn Ground, path: PathBuf) -> Result<Option<Journal>> {
         let Some(text) = ground.read(&path)? else { return Ok(None) };
         let mut journal = Journal { path, undos: Vec::new(), kept: false };
         // The last line may be torn: then what it announces was not begun.
@@ -76,10 +75,15 @@ impl Journal {
     /// What is to be undone, newest first. Once it is kept, only names that are no longer needed go.
     pub(super) fn owed(&self) -> impl Iterator<Item = &Undo> {
         let kept = self.kept;
-        self.undos
-            .iter()
-            .rev()
-            .filter(move |undo| !kept || matches!(undo, Undo::Remove { .. } | Undo::Unmount { .. }))
+        self.undos.iter().rev().filter(move |undo| !kept || undo.goes_when_kept())
+    }
+
+    /// The guest that runs from a backup, by what would end it.
+    pub(super) fn runs(&self) -> Option<&DomainId> {
+        self.undos.iter().find_map(|undo| match undo {
+            Undo::Destroy { id } => Some(id),
+            _ => None,
+        })
     }
 
     pub(super) fn was_replaced(&self, id: FileId) -> bool {
@@ -99,6 +103,10 @@ impl Journal {
     }
 }
 
-fn path(names: &Names) -> PathBuf {
+pub(super) fn of_restore(names: &Names) -> PathBuf {
     names.home().join("restore")
+}
+
+pub(super) fn of_boot(names: &Names) -> PathBuf {
+    names.home().join("booted")
 }

@@ -11,7 +11,7 @@ use chunkfs::watch::Unwatched;
 
 use super::*;
 use crate::core::domain::{Domain, DomainId};
-use crate::core::facts::Fingerprint;
+use crate::core::facts::{Definition, Fingerprint};
 use crate::core::names::VmName;
 use crate::core::restore::{Activity, Existing, InUse, Known, MacWish, Then, Writing};
 use crate::core::rewrite::NewDisk;
@@ -49,7 +49,8 @@ impl Fragile {
         domains.values().find_map(|xml| {
             let id = Domain::parse(xml).unwrap().id;
             let activity = Activity::Inactive;
-            wanted(&id).then(|| Known { id, activity, definition: xml.clone() })
+            let persistence = Definition::Persistent;
+            wanted(&id).then(|| Known { id, activity, persistence, definition: xml.clone() })
         })
     }
 }
@@ -89,6 +90,26 @@ impl Definitions for Fragile {
 
     fn resume_from(&self, _: &Path, _: &BTreeMap<Target, NewDisk>) -> Result<()> {
         self.change()
+    }
+
+    fn run(&self, _: &str) -> Result<()> {
+        bail!("nothing runs here")
+    }
+
+    fn destroy(&self, _: &DomainId) -> Result<Removal> {
+        Ok(Removal::AlreadyGone)
+    }
+
+    fn pull(&self, _: &DomainId, _: &Target, _: &dyn Fn() -> bool) -> Result<()> {
+        bail!("nothing runs here")
+    }
+
+    fn agent_answers(&self, _: &DomainId) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn qemu_owner(&self) -> Result<(u32, u32)> {
+        Ok((0, 0))
     }
 }
 

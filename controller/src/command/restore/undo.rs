@@ -23,7 +23,7 @@ pub(super) fn all(ground: &dyn Ground, journal: &Journal) -> Undone {
     let mut undone = Undone::default();
     let mut domain_stays = false;
     for undo in journal.owed() {
-        let of_domain = matches!(undo, Undo::Undefine { .. } | Undo::Redefine { .. });
+        let of_domain = matches!(undo, Undo::Undefine { .. } | Undo::Redefine { .. } | Undo::Destroy { .. });
         // A domain that stays needs its files.
         if domain_stays && !of_domain {
             continue;
@@ -55,6 +55,9 @@ fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
             }
         }
         Undo::Unmount { point } => image::unmount(ground, point),
+        Undo::Discard { path } => ground.remove_file(path),
+        Undo::Destroy { id } => ground.destroy(id),
+        Undo::RemoveDir { path } => ground.remove_dir(path),
         Undo::Unname { path, made, before } => unname(path, *made, *before),
         Undo::Undefine { id } => ground.undefine(id),
         Undo::Redefine { xml, .. } => ground.define(xml).map(|()| Removal::Removed),

@@ -12,7 +12,8 @@ use chunkfs::watch::Watch;
 
 use crate::carry;
 use crate::command::Failure;
-use crate::core::restore::{Form, Kept, Then, Wish};
+use crate::core::names::Target;
+use crate::core::restore::{Form, Kept, Then};
 use crate::core::units::Bytes;
 
 use super::act::Failed;
@@ -23,14 +24,19 @@ use super::{DAMAGED, expand, image};
 const PROBLEMS_TOLD: usize = 20;
 
 /// Also finds out how long the disks are that only tell it at their end.
-pub(super) fn all(opened: &mut Opened, wish: &Wish, watch: &dyn Watch) -> Result<(), Failure> {
+pub(super) fn all(
+    opened: &mut Opened,
+    exclude: &BTreeSet<Target>,
+    then: Then,
+    watch: &dyn Watch,
+) -> Result<(), Failure> {
     let mut wanted: Vec<Kept> = Vec::new();
     for (target, kept) in &opened.backup.disks {
-        if !wish.exclude.contains(target) {
+        if !exclude.contains(target) {
             wanted.push(kept.clone());
         }
     }
-    wanted.extend(opened.backup.memory.clone().filter(|_| wish.then == Then::Resume));
+    wanted.extend(opened.backup.memory.clone().filter(|_| then == Then::Resume));
     let mut problems = Vec::new();
     let mut notes = BTreeSet::new();
     for kept in &wanted {
@@ -52,8 +58,7 @@ pub(super) fn all(opened: &mut Opened, wish: &Wish, watch: &dyn Watch) -> Result
     problems.truncate(PROBLEMS_TOLD);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     let id = &opened.backup.domain.id;
-    let story =
-        format!("{id}: the backup is damaged, and nothing was restored: {}{more}", problems.join("; "));
+    let story = format!("{id}: the backup is damaged, and nothing was begun: {}{more}", problems.join("; "));
     Err(Failure { exit_status: DAMAGED, story })
 }
 

@@ -38,6 +38,23 @@ pub enum Step {
         from: Kept,
         to: PathBuf,
     },
+    /// The chunks of a disk are shown as one file.
+    Join {
+        target: Target,
+        from: Kept,
+        point: PathBuf,
+    },
+    /// A new image for what a guest writes, over one that is only read and is raw.
+    Overlay {
+        target: Target,
+        over: PathBuf,
+        to: PathBuf,
+    },
+    /// Starts a domain that libvirt forgets when it ends.
+    Run {
+        id: DomainId,
+        xml: String,
+    },
     /// A disk is written to a device, or over what differs in a file.
     Rewrite {
         target: Target,
@@ -84,6 +101,17 @@ pub enum Undo {
     Unmount {
         point: PathBuf,
     },
+    /// What a guest that ran from a backup has written.
+    Discard {
+        path: PathBuf,
+    },
+    /// A guest that runs from a backup ends at once.
+    Destroy {
+        id: DomainId,
+    },
+    RemoveDir {
+        path: PathBuf,
+    },
     /// The file `made` gives the name back, to the file that had it or to none.
     Unname {
         path: PathBuf,
@@ -98,6 +126,13 @@ pub enum Undo {
         id: DomainId,
         xml: String,
     },
+}
+
+impl Undo {
+    /// Also once what was made is kept: names and views that are needed no more.
+    pub fn goes_when_kept(&self) -> bool {
+        matches!(self, Undo::Remove { .. } | Undo::Unmount { .. } | Undo::RemoveDir { .. })
+    }
 }
 
 /// What a file is called until it is in use. Nobody else's file is called so.
@@ -123,6 +158,9 @@ impl fmt::Display for Step {
             Step::MakeMemory { from, to } => {
                 write!(f, "put the memory from {} to {}", from.name, to.display())
             }
+            Step::Join { target, from, .. } => write!(f, "show {target} from {} as one file", from.name),
+            Step::Overlay { target, to, .. } => write!(f, "let {target} be written to {}", to.display()),
+            Step::Run { id, .. } => write!(f, "start {id}, for as long as it runs"),
             Step::Rewrite { target, from, path, writing: Writing::Whole } => {
                 write!(f, "write {target} from {} ({}) over {}", from.name, from.form, path.display())
             }
@@ -151,6 +189,9 @@ impl fmt::Display for Undo {
             Undo::Unname { path, before: Some(_), .. } => {
                 write!(f, "put back what was at {}", path.display())
             }
+            Undo::Discard { path } => write!(f, "remove {}", path.display()),
+            Undo::Destroy { id } => write!(f, "end {id}"),
+            Undo::RemoveDir { path } => write!(f, "remove {}", path.display()),
             Undo::Undefine { id } => write!(f, "undefine {id}"),
             Undo::Redefine { id, .. } => write!(f, "define {id} as it was"),
         }

@@ -87,7 +87,7 @@ fn device(bytes: u64) -> Standing {
 
 fn known(name: &str, uuid: &str, activity: Activity) -> Known {
     let id = DomainId { name: VmName::new(name).unwrap(), uuid: Uuid::new(uuid).unwrap() };
-    Known { id, activity, definition: "<old/>".to_owned() }
+    Known { id, activity, persistence: Definition::Persistent, definition: "<old/>".to_owned() }
 }
 
 const OWN: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -334,6 +334,7 @@ fn everything_that_is_made_is_made_before_anything_is_replaced_and_kept_last() {
     let plan = plan(&backup, &wish, &destinations, &facts).unwrap();
     let order = |step: &Step| match step {
         Step::MakeFile { .. } | Step::CopySmall { .. } => 0,
+        Step::Join { .. } | Step::Overlay { .. } | Step::Run { .. } => panic!("{step}"),
         Step::Rewrite { .. } => 1,
         Step::Name { .. } => 2,
         Step::Define { .. } | Step::Snapshot { .. } => 3,

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use roxmltree::Node;
 
-use super::edits::{Done, Edits, child, children, is, path_text, text_of};
-use super::{Changes, Macs, Network, Nvram, RewriteError, disk};
+use super::edits::{Done, Edits, child, children, path_text, text_of};
+use super::{Changes, Macs, Nvram, RewriteError, Surroundings, disk, isolated};
 use crate::core::names::{Target, Uuid};
 
 pub(super) fn edit(domain: Node<'_, '_>, changes: &Changes, edits: &mut Edits<'_>) -> Done {
@@ -34,14 +34,12 @@ pub(super) fn edit(domain: Node<'_, '_>, changes: &Changes, edits: &mut Edits<'_
         disk::edit(find(target)?, new, edits)?;
     }
     for interface in children(domain, "devices").flat_map(|devices| children(devices, "interface")) {
-        match changes.network {
-            Network::Isolated if interface.attribute("type") == Some("hostdev") => edits.remove(interface),
-            Network::Isolated => {
-                isolate(interface, edits)?;
-                mac(interface, &changes.macs, edits)?;
-            }
-            Network::Keep => mac(interface, &changes.macs, edits)?,
+        if changes.surroundings == Surroundings::Kept || !isolated::goes(interface) {
+            mac(interface, &changes.macs, edits)?;
         }
+    }
+    if let Surroundings::Isolated { console } = &changes.surroundings {
+        isolated::edit(domain, console.as_deref(), edits)?;
     }
     Ok(())
 }
@@ -130,29 +128,6 @@ fn derived_mac(uuid: &Uuid, old: &str) -> String {
     let digest = blake3::hash(format!("virt-backup MAC address\n{uuid}\n{old}\n").as_bytes());
     let [a, b, c, ..] = digest.as_bytes();
     format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
-}
-
-/// The guest keeps its card. `user` needs nothing of the host, and with its link down nothing passes.
-fn isolate(interface: Node<'_, '_>, edits: &mut Edits<'_>) -> Done {
-    /// What belongs to the card, not to what it is connected to.
-    const OF_THE_CARD: [&str; 9] =
-        ["mac", "model", "driver", "address", "alias", "boot", "rom", "acpi", "link"];
-    edits.set_attribute(interface, "type", "user")?;
-    for attribute in ["managed", "trustGuestRxFilters"] {
-        edits.remove_attribute(interface, attribute);
-    }
-    for node in interface.children().filter(|node| node.is_element()) {
-        if !OF_THE_CARD.iter().any(|name| is(node, name)) {
-            edits.remove(node);
-        }
-    }
-    match child(interface, "link")? {
-        Some(link) => edits.set_attribute(link, "state", "down"),
-        None => {
-            edits.insert_first(interface, "<link state='down'/>".to_owned());
-            Ok(())
-        }
-    }
 }
 
 fn missing(node: Node<'_, '_>, child: &'static str) -> RewriteError {

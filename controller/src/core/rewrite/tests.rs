@@ -252,7 +252,7 @@ fn what_has_to_change_changes_and_nothing_else() {
                 "\n  <interface type='bridge'>\n    <mac address='52:54:00:00:00:01'/>\n    <source bridge='b'/>\n    \
                 <model type='virtio'/>\n  </interface>\n  <interface type='hostdev'><mac address='x'/></interface>",
             ),
-            Changes { network: Network::Isolated, macs: Macs::Remove, ..Changes::none() },
+            Changes { surroundings: Surroundings::Isolated { console: None }, macs: Macs::Remove, ..Changes::none() },
             devices(
                 "\n  <interface type='user'>\n    <link state='down'/>\n    <model type='virtio'/>\n  </interface>",
             ),
@@ -260,8 +260,28 @@ fn what_has_to_change_changes_and_nothing_else() {
         (
             "a link that is there is put down",
             devices("<interface type='user'><link state='up'/></interface>"),
-            Changes { network: Network::Isolated, ..Changes::none() },
+            Changes { surroundings: Surroundings::Isolated { console: None }, ..Changes::none() },
             devices("<interface type='user'><link state='down'/></interface>"),
+        ),
+        (
+            "what leads to the host goes; the console goes to a file",
+            "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name><devices>\n \
+                <serial type='tcp'><source mode='bind' host='::' service='1'/><protocol type='raw'/><target port='0'/></serial>\n \
+                <serial type='pty' tty='/dev/pts/1'><log file='/l'/></serial>\n <console type='pty'/>\n \
+                <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n \
+                <channel type='unix'><source mode='bind' path='/s'/></channel>\n <channel type='spicevmc'/>\n \
+                <hostdev mode='subsystem' type='pci'/>\n <filesystem type='mount'/>\n <vsock/>\n <memory model='nvdimm'/>\n \
+                <rng><backend model='random'>/dev/urandom</backend></rng>\n <tpm><backend type='passthrough'/></tpm>\n \
+                <graphics type='spice' port='5900'/>\n <audio id='1' type='spice'/>\n <future/>\n</devices>\n\
+                <qemu:commandline><qemu:arg value='-drive'/></qemu:commandline></domain>"
+                .to_owned(),
+            Changes { surroundings: Surroundings::Isolated { console: Some("/c".into()) }, ..Changes::none() },
+            "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name><devices>\n \
+                <serial type='file'><source path='/c'/><target port='0'/></serial>\n <serial type='null'></serial>\n \
+                <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n \
+                <rng><backend model='random'>/dev/urandom</backend></rng>\n \
+                <graphics type='vnc' autoport='yes' listen='127.0.0.1'/>\n <audio id='1' type='none'/>\n</devices></domain>"
+                .to_owned(),
         ),
         (
             "NVRAM as text",
@@ -292,7 +312,10 @@ fn what_has_to_change_changes_and_nothing_else() {
         let rewritten = domain(&given, &changes).unwrap_or_else(|error| panic!("{claim}: {error}"));
         assert_eq!(rewritten, expected, "{claim}");
         // The second time there is nothing left to do.
-        if changes.macs == Macs::Keep && changes.without.is_empty() {
+        if changes.macs == Macs::Keep
+            && changes.without.is_empty()
+            && changes.surroundings == Surroundings::Kept
+        {
             assert_eq!(domain(&rewritten, &changes).unwrap(), expected, "{claim}: again");
         }
     }
@@ -483,7 +506,10 @@ proptest! {
             name: Some(VmName::new(&name).unwrap()),
             uuid: Some(uuid()),
             macs: Macs::DerivedFrom(uuid()),
-            network: if isolated { Network::Isolated } else { Network::Keep },
+            surroundings: match isolated {
+                true => Surroundings::Isolated { console: None },
+                false => Surroundings::Kept,
+            },
             disks: BTreeMap::from([(target("vda"), to_file("/new", Format::Qcow2))]),
             ..Changes::none()
         };

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use virt::connect::Connect;
@@ -12,9 +13,9 @@ use virt::sys;
 
 use super::super::machine::Machine;
 use super::super::{Removal, definitions::Definitions};
-use super::{Known as Libvirt, active, disks, told};
+use super::{Known as Libvirt, active, disks, ffi, told};
 use crate::core::domain::{self, DomainId, Source};
-use crate::core::facts::Chain;
+use crate::core::facts::{Agent, Chain, Definition};
 use crate::core::names::{Target, Uuid, VmName};
 use crate::core::restore::{Activity, FileId, InUse, Known};
 use crate::core::rewrite::{self, Changes, NewDisk};
@@ -82,7 +83,77 @@ impl Definitions for Machine {
         let xml = rewrite::domain(&saved, &changes).context("understand the domain in the saved memory")?;
         connection.restore_domain_flags(path, Some(&xml), sys::VIR_DOMAIN_SAVE_RUNNING).map_err(told)
     }
+
+    fn run(&self, xml: &str) -> Result<()> {
+        self.first()?.connect()?.create_domain_xml(xml, 0).map(drop).map_err(told)
+    }
+
+    fn destroy(&self, id: &DomainId) -> Result<Removal> {
+        let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
+        if domain.is_persistent().map_err(told)? {
+            bail!("it is defined: somebody has kept it");
+        }
+        match domain.destroy() {
+            Ok(()) => Ok(Removal::Removed),
+            // It may have ended by itself just now.
+            Err(_) if self.guests.get(id)?.is_none() => Ok(Removal::AlreadyGone),
+            Err(error) => Err(told(error)),
+        }
+    }
+
+    fn pull(&self, id: &DomainId, target: &Target, stopped: &dyn Fn() -> bool) -> Result<()> {
+        let domain = self.guests.expect(id)?;
+        let below = || -> Result<bool> {
+            let now = domain::Domain::parse(&domain.xml_desc(0).map_err(told)?)?;
+            let disk = now.disk(target).with_context(|| format!("the disk {target} is gone"))?;
+            Ok(!disk.backing.layers.is_empty())
+        };
+        let job = || ffi::block_job(&domain, target.as_str()).map_err(told);
+        // One that was begun before we were interrupted goes on.
+        if below()? && job()?.is_none() {
+            ffi::pull(&domain, target.as_str()).map_err(told)?;
+        }
+        while job()?.is_some() {
+            if stopped() {
+                bail!("stopped; the copy goes on: the same command waits for it");
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        // A copy that failed ends as one that is done does; only the chain tells.
+        if below()? {
+            bail!("the copy ended, and it still lies over the backup: see the log of QEMU")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn agent_answers(&self, id: &DomainId) -> Result<bool> {
+        let domain = self.guests.expect(id)?;
+        let xml = domain.xml_desc(0).map_err(told)?;
+        let document = roxmltree::Document::parse(&xml).context("understand the domain's XML")?;
+        if super::xml::agent(&document) != Agent::Connected {
+            return Ok(false);
+        }
+        // Answered by the agent alone. That it is connected only says that somebody has opened its port.
+        Ok(domain.time(0).is_ok())
+    }
+
+    fn qemu_owner(&self) -> Result<(u32, u32)> {
+        let xml = self.first()?.connect()?.capabilities().map_err(told)?;
+        let document = roxmltree::Document::parse(&xml).context("understand libvirt's capabilities")?;
+        let models = document.descendants().filter(|node| node.has_tag_name("secmodel"));
+        let labels = models.flat_map(|model| model.children()).filter(|node| node.has_tag_name("baselabel"));
+        let owner = labels.filter_map(|label| label.text()).find_map(|label| {
+            let (user, group) = label.split_once(':')?;
+            let number = |text: &str| text.trim_start_matches('+').parse().ok();
+            Some((number(user)?, number(group)?))
+        });
+        // Without that security model QEMU runs as libvirt does.
+        Ok(owner.unwrap_or((0, 0)))
+    }
 }
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Machine {
     fn first(&self) -> Result<&Libvirt> {
@@ -97,6 +168,10 @@ fn known(domain: &Domain) -> Result<Known> {
     Ok(Known {
         id: DomainId { name, uuid },
         activity: if active(domain)? { Activity::Active } else { Activity::Inactive },
+        persistence: match domain.is_persistent().map_err(told)? {
+            true => Definition::Persistent,
+            false => Definition::Transient,
+        },
         definition: domain.xml_desc(flags).map_err(told)?,
     })
 }

@@ -211,6 +211,13 @@ pub(super) fn block_job(domain: &Domain, target: &str) -> Result<Option<u64>, Er
     Ok((found > 0).then_some(info.cur))
 }
 
+/// Begins to copy to a disk's image what lies below it.
+pub(super) fn pull(domain: &Domain, target: &str) -> Result<(), Error> {
+    let target = CString::new(target)?;
+    // SAFETY: the domain is alive, and the text ends with NUL and outlives the call.
+    done(unsafe { sys::virDomainBlockPull(domain.as_ptr(), target.as_ptr(), 0, 0) })
+}
+
 /// Freezes all of the guest's file systems; gives up after the agent's silence of so many seconds.
 pub(super) fn freeze(domain: &Domain, within_secs: i32) -> Result<(), Error> {
     // SAFETY: the domain is alive.
