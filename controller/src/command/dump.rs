@@ -92,7 +92,9 @@ fn remove_dump(host: &dyn Host, names: &Names) -> anyhow::Result<Removal> {
     let Some(text) = host.read(&names.dump_record())? else { return Ok(Removal::AlreadyGone) };
     let record: DumpRecord = serde_json::from_slice(&text)?;
     // Written by us, in a directory of ours; a name is a name all the same.
-    for name in record.names.iter().filter(|name| is_file_name(name)) {
+    // The list of digests first: without it, what is left is no dump.
+    let names_of_files = std::iter::once(&record.digests).chain(&record.names);
+    for name in names_of_files.filter(|name| is_file_name(name)) {
         host.remove_file(&record.dir.join(name))?;
     }
     if host.list(&record.dir)?.is_some_and(|names| names.is_empty()) {
