@@ -79,12 +79,22 @@ fn decide(
     plan::dump(case, dump).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })
 }
 
-/// Removes the files of a dump, which its record names, and the directory when nothing else is in it.
+/// Removes the files of a dump, which its record names, and the directory when nothing else is in it. On an error the
+/// rest is owed still, and the record says so.
 pub(super) fn forget_dump(host: &dyn Host, names: &Names) -> Result<Removal, Failure> {
+    remove_dump(host, names).map_err(|error| Failure {
+        exit_status: 3,
+        story: format!("remove the dump in {}: {error:#}: run cleanup", names.dump_dir().display()),
+    })
+}
+
+fn remove_dump(host: &dyn Host, names: &Names) -> anyhow::Result<Removal> {
     let Some(text) = host.read(&names.dump_record())? else { return Ok(Removal::AlreadyGone) };
-    let record: DumpRecord = serde_json::from_slice(&text).map_err(anyhow::Error::from)?;
+    let record: DumpRecord = serde_json::from_slice(&text)?;
     // Written by us, in a directory of ours; a name is a name all the same.
-    for name in record.names.iter().filter(|name| is_file_name(name)) {
+    // The list of digests first: without it, what is left is no dump.
+    let names_of_files = std::iter::once(&record.digests).chain(&record.names);
+    for name in names_of_files.filter(|name| is_file_name(name)) {
         host.remove_file(&record.dir.join(name))?;
     }
     if host.list(&record.dir)?.is_some_and(|names| names.is_empty()) {

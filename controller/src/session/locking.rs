@@ -142,10 +142,10 @@ pub fn unlock(host: &dyn Host, names: &Names) -> Result<Removal, OpenError> {
     Ok(host.remove_file(&names.lock()).context("remove the lock")?)
 }
 
-/// Is there a lock or a journal? When that cannot be told, there may be.
+/// Is there a lock, a journal or a dump? When that cannot be told, there may be.
 pub(super) fn something_left(host: &dyn Host, names: &Names) -> bool {
     let absent = |path: &std::path::Path| matches!(host.entry(path), Ok(Entry::Absent));
-    !(absent(&names.lock()) && absent(&names.journal()))
+    ![names.lock(), names.journal(), names.dump_record()].iter().all(|path| absent(path))
 }
 
 fn judge(host: &dyn Host, content: Option<&[u8]>) -> Result<Holder> {
