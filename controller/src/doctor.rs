@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde::Serialize;
 use virt_backup::carry::Compression;
 use virt_backup::command::Failure;
-use virt_backup::host::{Entry, Files};
+use virt_backup::core::facts::PullSupport;
+use virt_backup::host::{Entry, Files, exec};
 
 use crate::report;
 use crate::run::Context;
@@ -96,11 +97,12 @@ fn fuse() -> Finding {
 fn libvirt(context: &Context) -> Finding {
     const WHAT: &str = "libvirt";
     match context.machine.versions() {
-        Ok(versions) if versions.iter().all(|version| version.pull) => {
-            fine(WHAT, versions.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-        }
         Ok(versions) => {
-            let found = versions.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let told: Vec<_> = versions.iter().map(|(uri, version)| format!("{uri}: {version}")).collect();
+            let found = told.join("; ");
+            if versions.iter().all(|(_, version)| version.pull() == PullSupport::Yes) {
+                return fine(WHAT, found);
+            }
             let remedy = "pull-mode backups need libvirt 7.2 and QEMU 4.2: methods external and reflink work";
             not(WHAT, Verdict::Lacking, found, remedy)
         }
@@ -112,8 +114,10 @@ fn libvirt(context: &Context) -> Finding {
 }
 
 fn qemu_programs() -> Finding {
-    let missing: Vec<_> =
-        ["qemu-img", "qemu-nbd"].into_iter().filter(|program| !installed(program)).collect();
+    let missing: Vec<_> = ["qemu-img", "qemu-nbd"]
+        .into_iter()
+        .filter(|program| !exec::is_installed(Path::new(program)))
+        .collect();
     match missing.is_empty() {
         true => fine("qemu-utils", "qemu-img and qemu-nbd are there"),
         false => {
@@ -191,9 +195,4 @@ fn leftovers(context: &Context) -> Finding {
         }
         Err(error) => not(WHAT, Verdict::Lacking, format!("{error:#}"), "look at the state directory"),
     }
-}
-
-fn installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }

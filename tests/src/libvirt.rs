@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 pub use device::LoopDevice;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
-pub use lab::{Lab, Ran, first_difference};
+pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 

@@ -3,38 +3,22 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use tests::libvirt::{Disk, Guest, Lab, first_difference, program, virsh_ok, with_libvirt};
+use tests::libvirt::{
+    Disk, Guest, Lab, content_of, first_difference, names_if_any, names_in, program, virsh_ok, with_libvirt,
+};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 fn archives(lab: &Lab) -> Vec<String> {
-    let dir = lab.path("archives/mail01");
-    if dir.exists() { names(&dir) } else { Vec::new() }
+    names_if_any(&lab.path("archives/mail01"))
 }
 
 /// The directory of the newest archive.
 fn newest(lab: &Lab) -> PathBuf {
     lab.path("archives/mail01").join(archives(lab).last().unwrap())
-}
-
-fn content(image: &Path) -> Vec<u8> {
-    let raw = image.with_extension("raw");
-    let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(image).arg(&raw);
-    assert!(convert.status().unwrap().success());
-    let bytes = fs::read(&raw).unwrap();
-    fs::remove_file(raw).unwrap();
-    bytes
 }
 
 fn archive(lab: &Lab, words: &[&str]) -> String {
@@ -61,7 +45,7 @@ fn libvirt_an_archive_is_defined_and_started_as_it_is() {
             let stamp = dir.file_name().unwrap().to_str().unwrap();
             let name = format!("mail01-restore-{stamp}");
             assert_eq!(
-                names(&dir),
+                names_in(&dir),
                 [&format!("{name}.b3"), &format!("{name}.xml"), "manifest.json", "vda.qcow2", "vdb.qcow2"]
             );
             let digests = format!("{name}.b3");
@@ -75,7 +59,7 @@ fn libvirt_an_archive_is_defined_and_started_as_it_is() {
             );
             for (disk, file) in ["vda.qcow2", "vdb.qcow2"].iter().enumerate() {
                 assert_eq!(
-                    first_difference(&content(&dir.join(file)), &then[disk]),
+                    first_difference(&content_of(&dir.join(file), "qcow2"), &then[disk]),
                     None,
                     "{words:?}: {file}"
                 );
@@ -112,20 +96,20 @@ fn libvirt_snapshots_within_an_image_can_be_gone_back_to_from_the_archive() {
         archive(lab, &["--compress", "--name=copy"]);
         let dir = newest(lab);
         // In this order a shell's `*` has parents before their children.
-        assert_eq!(names(&dir.join("snapshots")), ["000-z-first.xml", "001-a-second.xml"]);
+        assert_eq!(names_in(dir.join("snapshots")), ["000-z-first.xml", "001-a-second.xml"]);
         virsh_ok(&["define", dir.join("copy.xml").to_str().unwrap()]);
-        for file in names(&dir.join("snapshots")) {
+        for file in names_in(dir.join("snapshots")) {
             let file = dir.join("snapshots").join(file);
             virsh_ok(&["snapshot-create", "copy", "--xmlfile", file.to_str().unwrap(), "--redefine"]);
         }
-        assert_eq!(first_difference(&content(&dir.join("vda.qcow2")), &guest.content[0]), None);
+        assert_eq!(first_difference(&content_of(&dir.join("vda.qcow2"), "qcow2"), &guest.content[0]), None);
         let mut listed: Vec<_> =
             virsh_ok(&["snapshot-list", "--name", "copy"]).split_whitespace().map(str::to_owned).collect();
         listed.sort();
         assert_eq!(listed, ["a-second", "z-first"]);
         for (name, then) in contents {
             virsh_ok(&["snapshot-revert", "copy", name]);
-            assert_eq!(first_difference(&content(&dir.join("vda.qcow2")), &then), None, "{name}");
+            assert_eq!(first_difference(&content_of(&dir.join("vda.qcow2"), "qcow2"), &then), None, "{name}");
         }
         virsh_ok(&["undefine", "copy", "--snapshots-metadata"]);
         lab.assert_nothing_left(&guest);
@@ -205,33 +189,18 @@ fn libvirt_an_archive_may_be_killed_after_any_line_of_its_journal() {
     with_libvirt("libvirt_an_archive_may_be_killed_after_any_line_of_its_journal", |lab| {
         let guest = guest(lab);
         let base = format!("--backup-base-dir={}", lab.path("archives").display());
-        let journal = lab.state.join("mail01/journal");
         for lines in (1..).step_by(2) {
-            let mut child = lab.spawn(&["archive", "mail01", &base]);
-            let written =
-                || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
-            let ended = loop {
-                if child.try_wait().unwrap().is_some() {
-                    break true;
-                }
-                if written() >= lines {
-                    break false;
-                }
-            };
-            if !ended {
-                child.kill().unwrap();
-                child.wait().unwrap();
-            }
+            let ended = lab.kill_at_line("mail01", &["archive", "mail01", &base], lines);
             lab.run(&["cleanup", "mail01"]).ok();
             lab.assert_nothing_left(&guest);
             guest.assert_content();
             for name in archives(lab) {
                 let dir = lab.path("archives/mail01").join(name);
-                assert_eq!(names(&dir).len(), 5, "{lines}: what is there after cleanup is complete");
+                assert_eq!(names_in(&dir).len(), 5, "{lines}: what is there after cleanup is complete");
                 assert!(dir.join("manifest.json").exists());
                 fs::remove_dir_all(dir).unwrap();
             }
-            if ended {
+            if ended.is_some() {
                 println!("killed after every second of {lines} lines");
                 assert!(lines > 15);
                 return;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tests::libvirt::{Disk, Guest, Lab, virsh, virsh_ok, with_libvirt};
+use tests::libvirt::{Disk, Guest, Lab, content_of, virsh, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "raw", mib: 8 }, Disk { format: "raw", mib: 8 }];
 const PRINTS: &str = "BOOTED FROM ITS DISK";
@@ -162,7 +162,7 @@ fn libvirt_a_guest_that_is_kept_has_its_own_disks_and_runs_on() {
             if *disk == "vda" {
                 wait_until("what it wrote", || {
                     flush();
-                    seen(&image)[WRITTEN..WRITTEN + 512] == content[..512]
+                    content_of(&image, "qcow2")[WRITTEN..WRITTEN + 512] == content[..512]
                 });
             }
             flush();
@@ -170,7 +170,7 @@ fn libvirt_a_guest_that_is_kept_has_its_own_disks_and_runs_on() {
             if *disk == "vda" {
                 expected.copy_within(..512, WRITTEN);
             }
-            let now = seen(&image);
+            let now = content_of(&image, "qcow2");
             let differs = now.chunks(512).zip(expected.chunks(512)).position(|(a, b)| a != b);
             assert_eq!((now.len(), differs), (expected.len(), None), "{disk}: the first sector that differs");
         }
@@ -181,16 +181,6 @@ fn libvirt_a_guest_that_is_kept_has_its_own_disks_and_runs_on() {
         fs::rename(lab.path("elsewhere"), tree(lab)).unwrap();
         assert_nothing_left(lab, "mail02");
     });
-}
-
-fn seen(image: &Path) -> Vec<u8> {
-    let raw = image.with_extension("seen");
-    let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(image).arg(&raw);
-    assert!(convert.status().unwrap().success());
-    let bytes = fs::read(&raw).unwrap();
-    fs::remove_file(raw).unwrap();
-    bytes
 }
 
 #[test]

@@ -50,28 +50,15 @@ fn recover(lab: &Lab, guest: &mut Guest, story: &str) {
 /// A job is killed after the first line of its journal, then one after the second, and so on to one that ends by itself.
 fn kill_after_any_line(lab: &Lab, words: &[&str]) {
     let mut guest = backed_up(lab);
-    let journal = lab.state.join("mail01/journal");
     let words: Vec<_> = ["chunkmount", "mail01"].iter().chain(words).copied().collect();
     for lines in 0.. {
-        let mut child = lab.spawn(&words);
-        let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
-        let ended = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break Some(status);
-            }
-            if written() >= lines {
-                break None;
-            }
-        };
-        if let Some(status) = ended {
+        if let Some(status) = lab.kill_at_line("mail01", &words, lines) {
             assert!(status.success());
             println!("killed after each of {lines} lines");
             assert!(lines > 15, "a journal has more than {lines} lines");
             recover(lab, &mut guest, "a job that was not killed");
             return;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
         recover(lab, &mut guest, &format!("a kill at line {lines}"));
     }
 }

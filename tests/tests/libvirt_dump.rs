@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use tests::libvirt::{Disk, Guest, Lab, virsh, virsh_ok, with_libvirt};
+use tests::libvirt::{Disk, Guest, Lab, names_in, virsh, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
@@ -24,17 +24,10 @@ fn out(program: &str, words: &[&str], file: &Path) -> Vec<u8> {
     output.stdout
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 fn assert_private(dir: &Path) {
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dir), 0o700);
-    for name in names(dir) {
+    for name in names_in(dir) {
         assert_eq!(mode(&dir.join(&name)), 0o600, "{name}");
     }
 }
@@ -48,7 +41,7 @@ fn libvirt_a_dump_has_every_disk_whole_and_cleanup_removes_it() {
             let shape = guest.shape();
             let then = guest.content.clone();
             lab.run(&["--dump", "--vm=mail01", &format!("--method={method}")]).ok();
-            assert_eq!(names(&dir), ["mail01.b3", "mail01.xml", "mail01_vda.img", "mail01_vdb.img"]);
+            assert_eq!(names_in(&dir), ["mail01.b3", "mail01.xml", "mail01_vda.img", "mail01_vdb.img"]);
             assert_private(&dir);
             for (disk, name) in ["mail01_vda.img", "mail01_vdb.img"].iter().enumerate() {
                 assert!(fs::read(dir.join(name)).unwrap() == then[disk], "{method}: {name}");
@@ -151,23 +144,9 @@ fn libvirt_a_kept_lock_keeps_others_out_until_cleanup() {
 fn libvirt_a_dump_may_be_killed_after_any_line_of_its_journal() {
     with_libvirt("libvirt_a_dump_may_be_killed_after_any_line_of_its_journal", |lab| {
         let guest = guest(lab);
-        let (dir, journal) = (lab.path("b/mail01"), lab.state.join("mail01/journal"));
+        let dir = lab.path("b/mail01");
         for lines in 1.. {
-            let mut child = lab.spawn(&["dump", "mail01", "--method=external"]);
-            let written =
-                || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
-            let ended = loop {
-                if child.try_wait().unwrap().is_some() {
-                    break true;
-                }
-                if written() >= lines {
-                    break false;
-                }
-            };
-            if !ended {
-                child.kill().unwrap();
-                child.wait().unwrap();
-            }
+            let ended = lab.kill_at_line("mail01", &["dump", "mail01", "--method=external"], lines);
             for (disk, target) in ["vda", "vdb"].iter().enumerate() {
                 if let Ok(content) = fs::read(dir.join(format!("mail01_{target}.img"))) {
                     assert!(content == guest.content[disk], "killed at line {lines}: {target}");
@@ -176,7 +155,7 @@ fn libvirt_a_dump_may_be_killed_after_any_line_of_its_journal() {
             lab.run(&["cleanup", "mail01"]).ok();
             lab.assert_nothing_left(&guest);
             guest.assert_content();
-            if ended {
+            if ended.is_some() {
                 println!("killed after each of {lines} lines");
                 assert!(lines > 15);
                 return;
@@ -194,7 +173,7 @@ fn libvirt_the_memory_is_saved_with_the_disks_and_can_be_restored() {
         lab.run(&["dump", "mail01", "--state"]).ok();
         let dir = lab.path("b/mail01");
         assert_eq!(
-            names(&dir),
+            names_in(&dir),
             ["mail01.b3", "mail01.state", "mail01.xml", "mail01_vda.img", "mail01_vdb.img"]
         );
         assert_private(&dir);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use tests::libvirt::{Disk, Guest, Lab, LoopDevice, virsh, virsh_ok, with_libvirt};
+use tests::libvirt::{
+    Disk, Guest, Lab, LoopDevice, content_of, names_if_any, names_in, virsh, virsh_ok, with_libvirt,
+};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
@@ -38,29 +40,13 @@ fn target(lab: &Lab) -> PathBuf {
     dir
 }
 
-fn names(dir: impl AsRef<Path>) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 fn run_ok(program: &str, words: &[&str]) {
     let output = Command::new(program).args(words).output().unwrap();
     assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What the guest would see in an image.
-fn content(image: &Path, format: &str) -> Vec<u8> {
-    let raw = image.with_extension("seen");
-    run_ok("qemu-img", &["convert", "-U", "-f", format, "-O", "raw", &text(image), &text(&raw)]);
-    let seen = fs::read(&raw).unwrap();
-    fs::remove_file(raw).unwrap();
-    seen
-}
-
 fn assert_same(image: &Path, format: &str, expected: &[u8]) {
-    let seen = content(image, format);
+    let seen = content_of(image, format);
     assert_eq!(seen.len(), expected.len(), "{}", image.display());
     let differs = seen.chunks(4096).zip(expected.chunks(4096)).position(|(a, b)| a != b);
     assert_eq!(differs, None, "{}: the first block that differs", image.display());
@@ -77,7 +63,7 @@ fn xml(name: &str) -> String {
 /// No journal, no view, nothing but what was there.
 fn assert_no_trace(lab: &Lab, name: &str) {
     let home = lab.state.join(name);
-    let left: Vec<_> = if home.exists() { names(&home) } else { Vec::new() };
+    let left: Vec<_> = names_if_any(&home);
     let ours: Vec<_> = left.iter().filter(|n| ["restore", "joined"].contains(&&***n)).collect();
     assert!(ours.is_empty(), "{left:?}");
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -92,10 +78,10 @@ fn libvirt_a_tree_becomes_a_guest_beside_its_original_and_both_run() {
         let dir = target(lab);
         let words = ["restore", &tree(lab), "--name=mail02", &format!("--to={}", dir.display()), "--start"];
         lab.run(&[&words[..], &["--dry-run"]].concat()).ok();
-        assert_eq!(names(&dir), [""; 0], "a dry run");
+        assert_eq!(names_in(&dir), [""; 0], "a dry run");
         let ran = lab.run(&words).ok();
         assert!(ran.stdout.contains("mail02: restored"), "{ran:?}");
-        assert_eq!(names(&dir), ["mail02_vda.qcow2", "mail02_vdb.img"]);
+        assert_eq!(names_in(&dir), ["mail02_vda.qcow2", "mail02_vdb.img"]);
         assert_same(&dir.join("mail02_vda.qcow2"), "qcow2", &guest.content[0]);
         assert_same(&dir.join("mail02_vdb.img"), "raw", &guest.content[1]);
         let stored = fs::metadata(dir.join("mail02_vdb.img")).unwrap().blocks() * 512;
@@ -137,7 +123,7 @@ fn libvirt_damage_is_named_and_nothing_is_restored() {
                 let ran = lab.run(&words);
                 assert_eq!(ran.status, 6, "{what}: {ran:?}");
                 assert!(ran.stderr.contains(chunk), "{what}: {ran:?}");
-                assert_eq!(names(&dir), [""; 0], "{what}");
+                assert_eq!(names_in(&dir), [""; 0], "{what}");
                 assert!(!is_defined("mail02"), "{what}");
                 assert_no_trace(lab, "mail02");
             }
@@ -228,7 +214,7 @@ fn libvirt_a_guest_is_put_back_where_it_was() {
         assert_eq!(now, mode, "who may read it");
         assert_same(&guest.images[0], "qcow2", &good[0]);
         assert_same(&guest.images[1], "raw", &good[1]);
-        assert_eq!(names(lab.path("images")), ["mail01-a.qcow2", "mail01-b.raw", "mail01.xml"]);
+        assert_eq!(names_in(lab.path("images")), ["mail01-a.qcow2", "mail01-b.raw", "mail01.xml"]);
         // An image that is reached by a link is replaced where it is.
         let far = lab.path("far.qcow2");
         fs::rename(&guest.images[0], &far).unwrap();
@@ -277,12 +263,12 @@ fn libvirt_what_fails_half_way_leaves_everything_as_it_was() {
         guest.assert_content();
         let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &format!("--to={}", dir.display())]);
         assert_eq!((ran.status, is_defined("mail02")), (1, false), "{ran:?}");
-        assert_eq!(names(&dir), [""; 0]);
+        assert_eq!(names_in(&dir), [""; 0]);
         fs::write(&copy, good).unwrap();
         // A full disk.
         run_ok("mount", &["-t", "tmpfs", "-o", "size=5m", "tmpfs", &text(&dir)]);
         let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &format!("--to={}", dir.display())]);
-        let left = names(&dir);
+        let left = names_in(&dir);
         run_ok("umount", &[&text(&dir)]);
         assert_eq!((ran.status, is_defined("mail02")), (1, false), "{ran:?}");
         assert!(ran.stderr.contains("No space left on device"), "{ran:?}");
@@ -317,7 +303,7 @@ fn libvirt_a_restore_that_is_killed_leaves_partial_names_and_a_repeat_succeeds()
             child.wait().unwrap();
             if in_its_place {
                 // Either what was there or what is restored, never a mixture, under names that are in use.
-                let now = content(&guest.images[0], "qcow2");
+                let now = content_of(&guest.images[0], "qcow2");
                 assert!(now == good[0] || now == guest.content[0], "round {round}");
             } else if !is_defined("mail02") {
                 let whole = |name: &str| dir.join(name).exists();
@@ -339,14 +325,14 @@ fn libvirt_a_restore_that_is_killed_leaves_partial_names_and_a_repeat_succeeds()
             assert_same(&image, "qcow2", &good[0]);
             assert_same(&other, "raw", &good[1]);
             if in_its_place {
-                assert_eq!(names(lab.path("images")), ["mail01-a.qcow2", "mail01-b.raw", "mail01.xml"]);
+                assert_eq!(names_in(lab.path("images")), ["mail01-a.qcow2", "mail01-b.raw", "mail01.xml"]);
                 // Spoilt again for the next round.
                 guest.start();
                 guest.write(0, 9, 0, 8 << 20);
                 guest.flush();
                 guest.power_off();
             } else {
-                assert_eq!(names(&dir), ["mail02_vda.qcow2", "mail02_vdb.img"]);
+                assert_eq!(names_in(&dir), ["mail02_vda.qcow2", "mail02_vdb.img"]);
                 virsh_ok(&["undefine", "mail02"]);
                 fs::remove_file(image).unwrap();
                 fs::remove_file(other).unwrap();
@@ -406,7 +392,7 @@ fn libvirt_dumps_of_every_compression_come_back_and_their_damage_is_found() {
                 fs::write(&packed, content).unwrap();
                 fs::write(dump.join("mail01.b3"), digests).unwrap();
                 let ran = lab.run(&words);
-                assert_eq!((ran.status, names(&dir)), (6, vec![]), "{program} {what}: {ran:?}");
+                assert_eq!((ran.status, names_in(&dir)), (6, vec![]), "{program} {what}: {ran:?}");
                 assert!(ran.stderr.contains("is damaged"), "{program} {what}: {ran:?}");
             }
         }
@@ -491,7 +477,7 @@ fn libvirt_an_archive_comes_back_with_its_snapshots_and_they_can_be_reverted_to(
         guest.power_off();
         let base = lab.path("archives");
         lab.run(&["archive", "mail01", &format!("--backup-base-dir={}", base.display())]).ok();
-        let dates = names(base.join("mail01"));
+        let dates = names_in(base.join("mail01"));
         assert_eq!(dates.len(), 1, "{dates:?}");
         let dir = base.join("mail01").join(&dates[0]);
 
@@ -559,7 +545,7 @@ fn libvirt_a_guest_goes_on_from_its_saved_memory() {
         lab.run(&["restore", &text(&dir), "--state", &moved]).ok();
         assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), "running");
         assert!(virsh_ok(&["domblklist", "mail01"]).contains("restored/mail01_vda.img"));
-        assert_eq!(names(&to), ["mail01_vda.img"]);
+        assert_eq!(names_in(&to), ["mail01_vda.img"]);
         // It was resumed, not booted: QEMU came from a migration.
         let origin = virsh_ok(&["domstate", "--reason", "mail01"]);
         assert!(origin.contains("restored"), "{origin}");
@@ -579,7 +565,7 @@ fn libvirt_a_hostile_backup_leads_nowhere() {
         let good = fs::read(&image).unwrap();
         let refused = |why: &str| {
             let ran = lab.run(&words);
-            assert_eq!((ran.status, names(&to)), (1, vec![]), "{why}: {ran:?}");
+            assert_eq!((ran.status, names_in(&to)), (1, vec![]), "{why}: {ran:?}");
             assert!(ran.stderr.contains(why), "{ran:?}");
             fs::remove_file(&image).unwrap();
         };
@@ -595,7 +581,7 @@ fn libvirt_a_hostile_backup_leads_nowhere() {
             &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &text(&secret), &text(&qcow2), "8M"],
         );
         let ran = lab.run(&words);
-        assert_eq!((ran.status, names(&to)), (1, vec![]), "{ran:?}");
+        assert_eq!((ran.status, names_in(&to)), (1, vec![]), "{ran:?}");
         assert!(ran.stderr.contains("lies over"), "{ran:?}");
         fs::remove_file(&qcow2).unwrap();
         // The header of another format in a raw disk is the guest's own data.

@@ -162,7 +162,7 @@ impl Guests for Machine {
             state: state(&domain)?,
             definition: if persistent { Definition::Persistent } else { Definition::Transient },
             agent: xml::agent(&document),
-            pull: pull_support(&domain)?,
+            pull: Versions::of(&domain.connect().map_err(told)?)?.pull(),
             backup_job: job(&domain)?,
         })
     }
@@ -399,58 +399,50 @@ impl Machine {
     }
 }
 
-/// A libvirt and its QEMU.
-#[derive(Clone, Debug)]
+/// What a libvirt and its QEMU are, as major * 1,000,000 + minor * 1,000 + release.
+#[derive(Clone, Copy, Debug)]
 pub struct Versions {
-    pub uri: String,
     libvirt: u32,
     qemu: u32,
-    /// Are both new enough for pull-mode backups?
-    pub pull: bool,
+}
+
+impl Versions {
+    fn of(connection: &Connect) -> Result<Versions> {
+        let (libvirt, qemu) =
+            (connection.lib_version().map_err(told)?, connection.hyp_version().map_err(told)?);
+        Ok(Versions { libvirt, qemu })
+    }
+
+    /// Pull-mode backups came with libvirt 7.2 and QEMU 4.2.
+    pub fn pull(self) -> PullSupport {
+        for (name, version, least) in [("libvirt", self.libvirt, 7_002_000), ("QEMU", self.qemu, 4_002_000)] {
+            if version < least {
+                let (version, least) = (numbers(version), numbers(least));
+                return PullSupport::No {
+                    why: format!("{name} is {version}, and pull-mode backups came with {least}"),
+                };
+            }
+        }
+        PullSupport::Yes
+    }
 }
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: libvirt {}, QEMU {}", self.uri, numbers(self.libvirt), numbers(self.qemu))
+        write!(f, "libvirt {}, QEMU {}", numbers(self.libvirt), numbers(self.qemu))
     }
 }
 
-impl Machine {
-    /// Of all that were named.
-    pub fn versions(&self) -> Result<Vec<Versions>> {
-        let of = |known: &Known| {
-            let connection = known.connect()?;
-            let (libvirt, qemu) =
-                (connection.lib_version().map_err(told)?, connection.hyp_version().map_err(told)?);
-            let pull = libvirt >= LIBVIRT_FOR_PULL && qemu >= QEMU_FOR_PULL;
-            Ok(Versions { uri: known.uri.clone(), libvirt, qemu, pull })
-        };
-        self.guests.known.iter().map(of).collect()
-    }
-}
-
-/// As libvirt writes versions.
 fn numbers(version: u32) -> String {
     format!("{}.{}.{}", version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
 }
 
-const LIBVIRT_FOR_PULL: u32 = 7_002_000;
-const QEMU_FOR_PULL: u32 = 4_002_000;
-
-/// Pull-mode backups came with libvirt 7.2 and QEMU 4.2; the versions are major * 1,000,000 + minor * 1,000 + release.
-fn pull_support(domain: &Domain) -> Result<PullSupport> {
-    let connection = domain.connect().map_err(told)?;
-    for (name, version, least) in [
-        ("libvirt", connection.lib_version().map_err(told)?, LIBVIRT_FOR_PULL),
-        ("QEMU", connection.hyp_version().map_err(told)?, QEMU_FOR_PULL),
-    ] {
-        if version < least {
-            let why =
-                format!("{name} is {}, and pull-mode backups came with {}", numbers(version), numbers(least));
-            return Ok(PullSupport::No { why });
-        }
+impl Machine {
+    /// Of all libvirts that were named, each with its URI.
+    pub fn versions(&self) -> Result<Vec<(String, Versions)>> {
+        let of = |known: &Known| Ok((known.uri.clone(), Versions::of(&known.connect()?)?));
+        self.guests.known.iter().map(of).collect()
     }
-    Ok(PullSupport::Yes)
 }
 
 fn reflink(disk: &Disk) -> Reflink {

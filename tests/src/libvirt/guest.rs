@@ -168,19 +168,14 @@ impl Guest {
             if virsh_ok(&["domstate", &self.name]).contains("running") {
                 self.qemu_io(disk, "flush");
             }
-            let raw = image.with_extension("now");
             let format = image.extension().unwrap().to_str().unwrap();
-            let mut convert = Command::new("qemu-img");
-            convert.args(["convert", "-U", "-f", format, "-O", "raw"]).arg(image).arg(&raw);
-            assert!(convert.status().unwrap().success());
-            let now = fs::read(&raw).unwrap();
+            let now = super::lab::content_of(image, format);
             let differs = super::lab::first_difference(&now, &self.content[disk]);
             assert_eq!(
                 (differs, now.len()),
                 (None, self.content[disk].len()),
                 "disk {disk}: where it differs"
             );
-            fs::remove_file(raw).unwrap();
         }
     }
 

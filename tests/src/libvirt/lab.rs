@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::guest::{Disk, Guest, Storage};
 use super::linux::Linux;
@@ -144,14 +144,31 @@ impl Lab {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours = |line: &&str| line.contains(" - fuse.chunkfs ") && line.contains(&dir);
         assert_eq!(mounts.lines().find(ours), None, "mounted");
-        assert_eq!(names(&self.path("b")), [""; 0], "in the backup directory");
+        assert_eq!(names_if_any(&self.path("b")), [""; 0], "in the backup directory");
         let left: Vec<_> =
-            names(&home).into_iter().filter(|n| !["guard", "index", "log"].contains(&&**n)).collect();
+            names_if_any(&home).into_iter().filter(|n| !["guard", "index", "log"].contains(&&**n)).collect();
         assert_eq!(left, [""; 0], "in the state directory");
-        assert_eq!(names(&self.state.join(".run")), [""; 0], "sockets");
-        assert_eq!(names(Path::new("/run/chunkfs")), [""; 0], "control sockets");
+        assert_eq!(names_if_any(&self.state.join(".run")), [""; 0], "sockets");
+        assert_eq!(names_if_any(Path::new("/run/chunkfs")), [""; 0], "control sockets");
         assert_eq!(daemons(&home), [0; 0], "daemons");
         assert!(!guest.has_backup_job(), "a backup job runs");
+    }
+
+    /// Runs a job on a VM, and kills it as soon as its journal has so many lines. Gives how it ended if it was done before.
+    pub fn kill_at_line(&self, vm: &str, words: &[&str], lines: usize) -> Option<ExitStatus> {
+        let journal = self.state.join(vm).join("journal");
+        let mut child = self.spawn(words);
+        let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Some(status);
+            }
+            if written() >= lines {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                return None;
+            }
+        }
     }
 
     /// The process that serves a VM's view.
@@ -168,9 +185,28 @@ pub fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.chunks(size).zip(b.chunks(size)).position(|(a, b)| a != b)
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+/// What is in a directory, which has to be there; sorted.
+pub fn names_in(dir: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The same; nothing is in a directory that is not there.
+pub fn names_if_any(dir: &Path) -> Vec<String> {
+    if dir.exists() { names_in(dir) } else { Vec::new() }
+}
+
+/// What the guest would see on an image.
+pub fn content_of(image: &Path, format: &str) -> Vec<u8> {
+    let raw = image.with_extension("content");
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-U", "-f", format, "-O", "raw"]).arg(image).arg(&raw);
+    assert!(convert.status().unwrap().success());
+    let bytes = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    bytes
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
