@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 pub use device::LoopDevice;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
+pub use linux::{Agent, Linux, lines_in, needs_recovery};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 

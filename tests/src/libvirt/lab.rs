@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::guest::{Disk, Guest, Storage};
-use super::linux::Linux;
+use super::linux::{Agent, Linux};
 use super::program;
 
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl Lab {
     }
 
     /// A guest with an operating system, which is off.
-    pub fn linux(&self, name: &str) -> Linux {
-        Linux::define(&self.path("images"), name)
+    pub fn linux(&self, name: &str, agent: Agent) -> Linux {
+        Linux::define(&self.path("images"), name, agent)
     }
 
     pub fn guest_off(&self, name: &str, disks: &[Disk]) -> Guest {
