@@ -138,9 +138,12 @@ pub trait Guests {
     /// Merges an overlay into its image, whether the guest runs or not, and removes it once the guest's fresh description
     /// proves that the image is in use. Whatever fails leaves the overlay and every write of the guest.
     fn merge_overlay(&self, domain: &DomainId, overlay: &Overlay) -> Result<Removal>;
+    /// An error when the guest's agent does not answer in time, or there is none.
+    fn ask_agent(&self, domain: &DomainId, within: Duration) -> Result<()>;
     /// Freezes the guest's file systems, within the time or not at all. Something that outlives us thaws them soon after
     /// the time if we do not.
     fn freeze(&self, domain: &DomainId, within: Duration) -> Result<()>;
+    /// `AlreadyGone` when nothing was frozen any more.
     fn thaw(&self, domain: &DomainId) -> Result<Removal>;
     /// QEMU has written all it had when this returns.
     fn suspend(&self, domain: &DomainId) -> Result<()>;

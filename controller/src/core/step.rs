@@ -145,8 +145,16 @@ pub struct DumpRecord {
     pub digests: String,
     /// Where this is written down for cleanup. None: cleanup has nothing to do with these files.
     pub record: Option<PathBuf>,
-    /// The one that is written last, and what it says: where it is, everything is.
-    pub manifest: Option<(String, String)>,
+    /// The one that is written last: where it is, everything is.
+    pub manifest: Option<LastFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastFile {
+    pub name: String,
+    pub content: String,
+    /// What it says instead if the guest's file systems were frozen as wished.
+    pub if_frozen: String,
 }
 
 /// What a step owes. Every undo may be carried out any number of times, and when the step never happened.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::guest::{Disk, Guest, Storage};
+use super::guest::{Disk, Guest, Storage, virsh};
 use super::linux::{Agent, Linux};
 use super::program;
 
@@ -139,7 +139,12 @@ impl Lab {
 
     /// No mount, no mount point, no job, no lock, no journal, no scratch file, no socket, no process.
     pub fn assert_nothing_left(&self, guest: &Guest) {
-        let home = self.state.join(&guest.name);
+        self.assert_nothing_left_of(&guest.name);
+    }
+
+    /// The same, of any guest.
+    pub fn assert_nothing_left_of(&self, vm: &str) {
+        let home = self.state.join(vm);
         let dir = self.dir.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours = |line: &&str| line.contains(" - fuse.chunkfs ") && line.contains(&dir);
@@ -151,19 +156,23 @@ impl Lab {
         assert_eq!(names_if_any(&self.state.join(".run")), [""; 0], "sockets");
         assert_eq!(names_if_any(Path::new("/run/chunkfs")), [""; 0], "control sockets");
         assert_eq!(daemons(&home), [0; 0], "daemons");
-        assert!(!guest.has_backup_job(), "a backup job runs");
+        assert!(!virsh(&["backup-dumpxml", vm]).0, "a backup job runs");
     }
 
     /// Runs a job on a VM, and kills it as soon as its journal has so many lines. Gives how it ended if it was done before.
     pub fn kill_at_line(&self, vm: &str, words: &[&str], lines: usize) -> Option<ExitStatus> {
+        self.kill_when(vm, words, |journal| journal.matches('\n').count() >= lines)
+    }
+
+    /// The same, as soon as its journal is as it says.
+    pub fn kill_when(&self, vm: &str, words: &[&str], now: impl Fn(&str) -> bool) -> Option<ExitStatus> {
         let journal = self.state.join(vm).join("journal");
         let mut child = self.spawn(words);
-        let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return Some(status);
             }
-            if written() >= lines {
+            if fs::read_to_string(&journal).is_ok_and(|text| now(&text)) {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 return None;

@@ -195,6 +195,10 @@ impl Guests for SimHost {
         })
     }
 
+    fn ask_agent(&self, _domain: &DomainId, _within: Duration) -> Result<()> {
+        Ok(())
+    }
+
     fn freeze(&self, domain: &DomainId, _within: Duration) -> Result<()> {
         self.effect("freeze", |world| {
             world.guests.get_mut(&domain.uuid).context("there is no such domain")?.frozen = true;
