@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::libvirt::{Agent, Lab, Linux, Ran, lines_in, names_in, needs_recovery, virsh_ok, with_libvirt};
 
+/// With an agent that answers. Without a freeze it takes half a second, or more on a busy machine.
+const FROZEN_COSTS: Duration = Duration::from_secs(5);
 /// What is given up must be given up by then: ten seconds, half of it again to ask for a thaw, and a busy machine.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(20);
 /// A guest that was left frozen is thawed by then: twenty seconds after the freeze, and a busy machine.
@@ -75,7 +77,7 @@ fn libvirt_a_guest_is_frozen_for_the_moment_of_its_backup_and_then_writes_on() {
         let guest = guest(lab);
         for words in [&["--method=pull"][..], &["--method=external", "--quiesce=require"]] {
             let before = guest.lines_on_disk();
-            lab.run(&[&["chunkmount", "mail01"], words].concat()).ok();
+            run_within(lab, FROZEN_COSTS, &[&["chunkmount", "mail01"], words].concat()).ok();
             assert_eq!(waiting_to_thaw(), 0);
             assert!(!is_frozen(&guest));
             guest.assert_writes_on();
@@ -122,7 +124,7 @@ fn libvirt_a_guest_that_was_left_frozen_by_a_kill_is_thawed_by_cleanup_or_by_its
             assert!(is_frozen(&guest), "it was killed while the guest was frozen");
             assert_eq!(waiting_to_thaw(), 1);
             if cleanup {
-                lab.run(&["cleanup", "mail01"]).ok();
+                run_within(lab, Duration::from_secs(5), &["cleanup", "mail01"]).ok();
                 assert!(!is_frozen(&guest));
             }
             wait_until(THAWED_WITHIN, "the thaw", || !is_frozen(&guest));

@@ -401,8 +401,9 @@ impl Machine {
         Ok(())
     }
 
-    /// What the process in our place does: thaws until it is done, the guest is gone, or it has taken too long.
-    pub fn thaw_stubbornly(&self, id: &DomainId) -> Result<()> {
+    /// What the process in our place does: thaws until it is done, the guest is gone, it has taken too long, or somebody
+    /// else has done it, who says so by a signal.
+    pub fn thaw_stubbornly(&self, id: &DomainId, interrupted: &dyn Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + THAW_TRIED_FOR;
         loop {
             let tried = match self.guests.get(id)? {
@@ -411,8 +412,9 @@ impl Machine {
             };
             match tried {
                 Ok(()) => return Ok(()),
+                Err(_) if interrupted() => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(told(error)),
-                Err(_) => std::thread::sleep(Duration::from_secs(5)),
+                Err(_) => std::thread::sleep(Duration::from_secs(1)),
             }
         }
     }
