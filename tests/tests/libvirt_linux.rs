@@ -43,59 +43,56 @@ fn keep_archive(lab: &Lab) -> PathBuf {
 
 #[test]
 fn libvirt_a_linux_that_writes_comes_back_from_every_form_of_backup_with_every_line() {
-    with_libvirt(
-        "libvirt_a_linux_that_writes_comes_back_from_every_form_of_backup_with_every_line",
-        |lab| {
-            let guest = lab.linux("mail01", Agent::Absent);
-            virsh_ok(&["start", "mail01"]);
-            guest.wait_for_line(20);
-            type Keep = fn(&Lab) -> PathBuf;
-            let forms: [(&str, Keep); 5] = [
-                ("tree-pull", |lab| keep_tree(lab, "tree-pull", &["--method=pull"])),
-                ("tree-external", |lab| keep_tree(lab, "tree-external", &["--method=external"])),
-                ("dump", |lab| keep_dump(lab, "dump", &["dump", "mail01", "--compress=zstd"])),
-                ("convert", |lab| keep_dump(lab, "convert", &["convert", "mail01", "--method=external"])),
-                ("archive", keep_archive),
-            ];
-            let kept = forms.map(|(name, keep)| {
-                let before = guest.lines_on_disk();
-                let kept = keep(lab);
-                lab.assert_nothing_left_of("mail01");
-                guest.assert_writes_on();
-                let after = guest.lines_on_disk();
-                (name, kept, before, after)
-            });
-            virsh_ok(&["destroy", "mail01"]);
-            // All that it ever printed is on its own disk.
-            let printed = guest.lines_on_disk();
-            let on_disk = lines_in(&guest.image);
-            assert!(on_disk >= printed, "{on_disk} of {printed}");
+    with_libvirt("libvirt_a_linux_that_writes_comes_back_from_every_form_of_backup_with_every_line", |lab| {
+        let guest = lab.linux("mail01", Agent::Absent);
+        virsh_ok(&["start", "mail01"]);
+        guest.wait_for_line(20);
+        type Keep = fn(&Lab) -> PathBuf;
+        let forms: [(&str, Keep); 5] = [
+            ("tree-pull", |lab| keep_tree(lab, "tree-pull", &["--method=pull"])),
+            ("tree-external", |lab| keep_tree(lab, "tree-external", &["--method=external"])),
+            ("dump", |lab| keep_dump(lab, "dump", &["dump", "mail01", "--compress=zstd"])),
+            ("convert", |lab| keep_dump(lab, "convert", &["convert", "mail01", "--method=external"])),
+            ("archive", keep_archive),
+        ];
+        let kept = forms.map(|(name, keep)| {
+            let before = guest.lines_on_disk();
+            let kept = keep(lab);
+            lab.assert_nothing_left_of("mail01");
+            guest.assert_writes_on();
+            let after = guest.lines_on_disk();
+            (name, kept, before, after)
+        });
+        virsh_ok(&["destroy", "mail01"]);
+        // All that it ever printed is on its own disk.
+        let printed = guest.lines_on_disk();
+        let on_disk = lines_in(&guest.image);
+        assert!(on_disk >= printed, "{on_disk} of {printed}");
 
-            let mut restored = Vec::new();
-            for (name, kept, before, after) in &kept {
-                let to = lab.path(&format!("{name}-restored"));
-                fs::create_dir(&to).unwrap();
-                let named = format!("--name={name}");
-                lab.run(&["restore", &text(kept), &named, &format!("--to={}", text(&to))]).ok();
-                let image = to.join(&names_in(&to)[0]);
-                let format = if image.extension().unwrap() == "qcow2" { "qcow2" } else { "raw" };
-                // Looked at in a copy, so that the guest itself finds what its backup was.
-                let copy = to.join("copy");
-                let convert = ["convert", "-f", format, "-O", "raw", &text(&image), &text(&copy)];
-                run_ok("qemu-img", &convert);
-                let lines = lines_in(&copy);
-                println!("{name}: {lines} lines; {before} were printed before, {after} some lines later");
-                assert!((*before..=*after).contains(&lines), "{name}: {lines} of {before} to {after}");
-                restored.push((Linux::restored(&lab.path("images"), name, image, &guest), lines));
-            }
-            // All at once, for that takes no longer than one after the other.
-            restored.iter().for_each(|(linux, _)| drop(virsh_ok(&["start", &linux.name])));
-            for (linux, lines) in &restored {
-                assert_eq!(linux.wait_until_it_lives(), (*lines, 0), "{}", linux.name);
-                linux.wait_for_line(lines + 3);
-            }
-        },
-    );
+        let mut restored = Vec::new();
+        for (name, kept, before, after) in &kept {
+            let to = lab.path(&format!("{name}-restored"));
+            fs::create_dir(&to).unwrap();
+            let named = format!("--name={name}");
+            lab.run(&["restore", &text(kept), &named, &format!("--to={}", text(&to))]).ok();
+            let image = to.join(&names_in(&to)[0]);
+            let format = if image.extension().unwrap() == "qcow2" { "qcow2" } else { "raw" };
+            // Looked at in a copy, so that the guest itself finds what its backup was.
+            let copy = to.join("copy");
+            let convert = ["convert", "-f", format, "-O", "raw", &text(&image), &text(&copy)];
+            run_ok("qemu-img", &convert);
+            let lines = lines_in(&copy);
+            println!("{name}: {lines} lines; {before} were printed before, {after} some lines later");
+            assert!((*before..=*after).contains(&lines), "{name}: {lines} of {before} to {after}");
+            restored.push((Linux::restored(&lab.path("images"), name, image, &guest), lines));
+        }
+        // All at once, for that takes no longer than one after the other.
+        restored.iter().for_each(|(linux, _)| drop(virsh_ok(&["start", &linux.name])));
+        for (linux, lines) in &restored {
+            assert_eq!(linux.wait_until_it_lives(), (*lines, 0), "{}", linux.name);
+            linux.wait_for_line(lines + 3);
+        }
+    });
 }
 
 #[test]

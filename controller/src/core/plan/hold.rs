@@ -84,7 +84,9 @@ pub(super) fn saves_memory(case: &Case<'_>) -> bool {
 /// Nor does it need it, for what it has not written to its disks is in its memory.
 pub(super) fn unfreezable(case: &Case<'_>) -> Option<String> {
     let both = saves_memory(case) && case.options.quiesce == Quiesce::Require;
-    both.then(|| "--quiesce=require does not go with --state: the guest would be frozen in its memory".to_owned())
+    both.then(|| {
+        "--quiesce=require does not go with --state: the guest would be frozen in its memory".to_owned()
+    })
 }
 
 fn freeze_need(case: &Case<'_>) -> Option<Need> {
