@@ -55,6 +55,8 @@ pub trait Files {
     fn append(&self, path: &Path, content: &[u8]) -> Result<()>;
     /// A copy of a small file, on disk under its name only when it is whole. Mode 0600.
     fn copy_file(&self, from: &Path, to: &Path) -> Result<()>;
+    /// What was written to these files is on the disk; what is written meanwhile, as far as it goes quickly.
+    fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()>;
     /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.

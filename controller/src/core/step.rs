@@ -45,6 +45,10 @@ pub enum Step {
         from: PathBuf,
         to: PathBuf,
     },
+    /// What the host has not written to the disk yet of these files, it writes now and not while the guest waits.
+    BringToDisk {
+        paths: Vec<PathBuf>,
+    },
     /// A clone that shares its blocks with the file; the place is claimed.
     CloneFile {
         from: PathBuf,
@@ -319,6 +323,7 @@ impl Step {
             Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } | Step::CopyDisk(_) => {
                 return None;
             }
+            Step::BringToDisk { .. } => return None,
             Step::Early(_) | Step::Release(_) | Step::KeepDump(_) | Step::KeepDir { .. } => return None,
         })
     }
@@ -372,6 +377,14 @@ impl fmt::Display for Step {
                 write!(f, "freeze the guest's file systems if possible")
             }
             Step::CopyFile { from, to } => write!(f, "copy {} to {}", from.display(), to.display()),
+            Step::BringToDisk { paths } => {
+                let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                write!(
+                    f,
+                    "bring {} to the disk, so that the guest is suspended for a moment only",
+                    paths.join(" and ")
+                )
+            }
             Step::CloneFile { from, to } => {
                 write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())
             }

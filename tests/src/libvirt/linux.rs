@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -169,6 +170,29 @@ impl Linux {
     pub fn wait_for_line(&self, line: u64) -> u64 {
         let what = format!("{}: line {line}", self.name);
         wait_for(&what, Duration::from_secs(180), || Some(self.lines_on_disk()).filter(|now| *now >= line))
+    }
+
+    /// The longest time in which it printed nothing while something was done. To a few thousandths of a second, and a line
+    /// that a backup makes wait is not told from one that a busy machine does.
+    pub fn longest_silence(&self, act: impl FnOnce()) -> Duration {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let listener = scope.spawn(|| {
+                let (mut printed, mut since, mut longest) = (0, Instant::now(), Duration::ZERO);
+                while !done.load(Ordering::Relaxed) {
+                    let now = fs::metadata(&self.console).unwrap().len();
+                    longest = longest.max(since.elapsed());
+                    if now != printed {
+                        (printed, since) = (now, Instant::now());
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                longest
+            });
+            act();
+            done.store(true, Ordering::Relaxed);
+            listener.join().unwrap()
+        })
     }
 
     /// It writes on: some lines more than it had written.
