@@ -49,6 +49,7 @@ pub struct ViewSpec {
 pub enum Method {
     Pull,
     External,
+    Lvm,
     Reflink,
     Offline,
 }
@@ -266,7 +267,8 @@ impl Images {
 }
 
 impl Method {
-    pub const ALL: [Method; 4] = [Method::Pull, Method::External, Method::Reflink, Method::Offline];
+    pub const ALL: [Method; 5] =
+        [Method::Pull, Method::External, Method::Lvm, Method::Reflink, Method::Offline];
 }
 
 impl fmt::Display for Method {
@@ -274,6 +276,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Method::Pull => "pull",
             Method::External => "external",
+            Method::Lvm => "lvm",
             Method::Reflink => "reflink",
             Method::Offline => "offline",
         })

@@ -22,6 +22,8 @@ pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
         Undo::Resume { domain } => host.resume(domain),
         Undo::Start { domain } => host.start(domain, Begin::Running),
         Undo::MergeOverlay { domain, overlay } => host.merge_overlay(domain, overlay),
+        Undo::UnmountVolume { point } => host.unmount_volume(point),
+        Undo::RemoveVolume { volume, owner } => host.remove_volume(volume, owner),
         Undo::AbortBackup { domain, socket } => host.abort_backup(domain, socket),
         Undo::StopImage { socket } => host.stop_image(socket),
         Undo::StopView(service) => stop_view(host, service),
@@ -75,8 +77,16 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     let sockets = host.list(&names.socket_dir())?.unwrap_or_default();
     undos.extend(sockets.iter().map(|name| Undo::StopImage { socket: names.socket_dir().join(name) }));
     undos.push(Undo::CloseGeneration { spec });
+    let points = host.list(&names.volumes_dir())?.unwrap_or_default();
+    for point in points.iter().map(|name| names.volumes_dir().join(name)) {
+        undos.extend([Undo::UnmountVolume { point: point.clone() }, Undo::RemoveDir { path: point }]);
+    }
+    undos.push(Undo::RemoveDir { path: names.volumes_dir() });
     if let Some(domain) = domain {
         undos.extend(overlays_of(host, domain)?);
+        let snapshots = host.snapshots_for(&domain.uuid)?.into_iter();
+        let owner = &domain.uuid;
+        undos.extend(snapshots.map(|volume| Undo::RemoveVolume { volume, owner: owner.clone() }));
     }
     let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
