@@ -99,6 +99,9 @@ pub struct ShownDisk {
     /// What the index is to name once this generation is closed: later changes count from there.
     pub checkpoint_after: Option<CheckpointName>,
     pub images: Images,
+    /// The snapshot of a logical volume that all this is read from, which may overflow.
+    #[serde(default)]
+    pub snapshot: Option<PathBuf>,
 }
 
 /// Files that must stay as they are; a touched one makes all further reads fail.
@@ -208,6 +211,7 @@ impl ShownDisk {
             chunk_size: chunk_size.bytes(),
             changes: self.changes(),
             unchanged: self.images.for_chunkfs(),
+            readable: self.snapshot.iter().cloned().collect(),
         }
     }
 

@@ -47,7 +47,10 @@ struct Taken<'a> {
 pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let taken = volumes(case, wanted);
     let images = wanted.iter().map(|disk| (disk.disk.target.clone(), image(&taken, disk))).collect();
-    let (disks, services) = offline::shown(case, wanted, offline::Read::Instead(&images));
+    let (mut disks, services) = offline::shown(case, wanted, offline::Read::Instead(&images));
+    for (shown, disk) in disks.iter_mut().zip(wanted) {
+        shown.snapshot = Some(taken[&volume_of(disk).volume].snapshot.snapshot.device());
+    }
 
     let mut claims: Vec<_> =
         taken.values().map(|taken| Step::ClaimVolume { snapshot: taken.snapshot.clone() }).collect();

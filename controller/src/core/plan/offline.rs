@@ -113,6 +113,7 @@ pub(super) fn shown(
             services.push(ImageService { target: target.clone(), socket, chain: chain.clone() });
         }
         shown.push(ShownDisk {
+            snapshot: None,
             name: case.names.shown_disk(&target),
             feed,
             capacity: disk.facts.capacity,
