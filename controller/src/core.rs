@@ -18,3 +18,4 @@ pub mod rewrite;
 pub mod step;
 pub mod units;
 pub mod viewspec;
+pub mod volume;

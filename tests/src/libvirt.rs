@@ -7,6 +7,7 @@ mod diary;
 mod guest;
 mod lab;
 mod linux;
+mod lvm;
 mod storage;
 mod monitor;
 
@@ -18,6 +19,7 @@ pub use diary::Diary;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
 pub use linux::{Agent, Linux, lines_in, needs_recovery};
+pub use lvm::{LogicalVolume, Provisioning, fullness, in_vm, mounts_below};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 
@@ -30,8 +32,13 @@ pub fn with_libvirt(test: &str, body: impl FnOnce(&Lab)) {
         return body(&Lab::new());
     }
     let mut command = Command::new(workspace().join("scripts/with-libvirt"));
+    run_again(command.env(INSIDE, "1"), test);
+}
+
+/// This test once more, as the arguments of a command.
+fn run_again(command: &mut Command, test: &str) {
     command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-    let output = command.env(INSIDE, "1").stdin(Stdio::null()).output().unwrap();
+    let output = command.stdin(Stdio::null()).output().unwrap();
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     println!("{}", text[0]);
     assert!(output.status.success(), "{}", text[1]);

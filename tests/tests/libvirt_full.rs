@@ -30,7 +30,7 @@ fn run_ok(program: &str, words: &[&str]) {
 fn guest(lab: &Lab) -> Guest {
     let mut guest = lab.guest_off("mail01", &DISKS);
     for ((image, content), disk) in guest.images.iter().zip(&mut guest.content).zip(DISKS) {
-        content.copy_from_slice(&noise(1, content.len()));
+        *content = noise(disk.mib, content.len());
         let raw = lab.path("noise");
         fs::write(&raw, content).unwrap();
         run_ok("qemu-img", &["convert", "-n", "-f", "raw", "-O", disk.format, &text(&raw), &text(image)]);

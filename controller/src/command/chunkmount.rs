@@ -54,7 +54,7 @@ fn decide(
     options: &Chunkmount,
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
-    let facts = survey::facts(host, domain, names)?;
+    let facts = survey::facts(host, domain, names, options)?;
     let purpose = Purpose::View;
     let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })

@@ -7,6 +7,7 @@ mod choose;
 mod dump;
 mod external;
 mod hold;
+mod lvm;
 mod offline;
 mod pull;
 mod reflink;
@@ -121,6 +122,7 @@ fn point_in_time(case: &Case<'_>, choice: &choose::Choice<'_>) -> PointInTime {
     match choice.method {
         Method::Pull => pull::point(case, &choice.wanted),
         Method::External => external::point(case, &choice.wanted),
+        Method::Lvm => lvm::point(case, &choice.wanted),
         Method::Reflink => reflink::point(case, &choice.wanted),
         Method::Offline => offline::point(case, &choice.wanted),
     }

@@ -66,6 +66,7 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
 /// The memory is chunked like a disk: little of it changes from day to day.
 fn shown_memory(case: &Case<'_>, path: PathBuf) -> ShownDisk {
     ShownDisk {
+        snapshot: None,
         name: case.names.shown_state(),
         target: Target::new("state").expect("a plain word"),
         capacity: case.domain.memory,
