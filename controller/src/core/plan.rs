@@ -209,7 +209,8 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
         "a backup job that is not ours runs already: wait for its end (virsh domjobinfo), or end it"
             .to_owned()
     });
-    in_the_way.into_iter().chain(job).map(|why| Reason { target: None, why }).collect()
+    let unfreezable = hold::unfreezable(case);
+    in_the_way.into_iter().chain(job).chain(unfreezable).map(|why| Reason { target: None, why }).collect()
 }
 
 /// Larger than every generation that anything of ours remembers.
