@@ -16,5 +16,6 @@ pub mod restore;
 pub mod retention;
 pub mod rewrite;
 pub mod step;
+pub mod tpm;
 pub mod units;
 pub mod viewspec;

@@ -17,6 +17,7 @@ pub mod local;
 pub mod machine;
 mod processes;
 mod scope;
+mod strict;
 pub mod sim;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, In
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{CheckpointName, JobId, Target};
 use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
+use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 
 /// A machine with guests.
@@ -55,6 +57,10 @@ pub trait Files {
     fn append(&self, path: &Path, content: &[u8]) -> Result<()>;
     /// A copy of a small file, on disk under its name only when it is whole. Mode 0600.
     fn copy_file(&self, from: &Path, to: &Path) -> Result<()>;
+    /// What is in a directory that others write to: no link is followed, not even to the directory. None: there is none.
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>>;
+    /// A copy of a regular file in such a directory, an error when it is larger. Mode 0600, and whole as `copy_file` has it.
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()>;
     /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.

@@ -12,6 +12,7 @@ use super::domain::{DomainId, Format};
 use super::facts::ChainLayer;
 use super::names::{CheckpointName, Target};
 use super::options::Clusters;
+use super::units::Bytes;
 use super::viewspec::{Feed, Room, ViewSpec};
 
 /// One effect on the machine.
@@ -43,6 +44,13 @@ pub enum Step {
     /// A copy of a small file of the guest's, private to us.
     CopyFile {
         from: PathBuf,
+        to: PathBuf,
+    },
+    /// A copy of a file that a program writes which runs beside the guest: follows no link, and takes no more than so many bytes.
+    CopyTpm {
+        dir: PathBuf,
+        name: String,
+        at_most: Bytes,
         to: PathBuf,
     },
     /// A clone that shares its blocks with the file; the place is claimed.
@@ -292,7 +300,7 @@ impl Step {
             Step::MakeDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::WriteFile { path, .. } => Undo::RemoveFile { path: path.clone() },
             Step::WriteSpec { path, .. } => Undo::CloseGeneration { spec: path.clone() },
-            Step::CopyFile { to, .. } => Undo::RemoveFile { path: to.clone() },
+            Step::CopyFile { to, .. } | Step::CopyTpm { to, .. } => Undo::RemoveFile { path: to.clone() },
             Step::ClaimOverlay { domain, overlay } => {
                 Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
             }
@@ -364,6 +372,9 @@ impl fmt::Display for Step {
                 write!(f, "freeze the guest's file systems if possible")
             }
             Step::CopyFile { from, to } => write!(f, "copy {} to {}", from.display(), to.display()),
+            Step::CopyTpm { dir, name, to, .. } => {
+                write!(f, "copy {} to {}", dir.join(name).display(), to.display())
+            }
             Step::CloneFile { from, to } => {
                 write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())
             }

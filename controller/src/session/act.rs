@@ -49,6 +49,7 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::WriteFile { path, content } => host.replace(path, content.as_bytes())?,
         Step::WriteSpec { path, spec } => host.replace(path, spec.to_json().as_bytes())?,
         Step::CopyFile { from, to } => host.copy_file(from, to)?,
+        Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
         Step::TakeOverlays(request) => host.take_overlays(request)?,
         Step::Freeze { domain, .. } => host.freeze(domain, FREEZE_WITHIN)?,

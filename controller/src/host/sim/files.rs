@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::core::facts::Fingerprint;
+use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 use crate::host::{Created, Entry, Files, Guard, Removal};
 
@@ -72,6 +73,26 @@ impl Files for SimHost {
         self.effect("copy_file", |world| match world.nodes.get(from) {
             Some(Node::File(content)) => put(world, to, &content.clone()),
             _ => bail!("{} is not a plain file", from.display()),
+        })
+    }
+
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>> {
+        self.ask(|world| {
+            let found = |name: String| match world.nodes.get(&dir.join(&name)) {
+                Some(Node::File(content)) => (name, Found::File(Bytes(content.len() as u64))),
+                _ => (name, Found::Other("something else".to_owned())),
+            };
+            let names = world.nodes.contains_key(dir).then(|| world.names_in(dir));
+            Ok(names.map(|names| names.into_iter().map(found).collect()))
+        })
+    }
+
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+        self.effect("copy_small", |world| match world.nodes.get(&dir.join(name)) {
+            Some(Node::File(content)) if content.len() as u64 <= at_most.0 => {
+                put(world, to, &content.clone())
+            }
+            _ => bail!("{} is not a small file", dir.join(name).display()),
         })
     }
 
