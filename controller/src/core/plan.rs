@@ -110,6 +110,7 @@ struct PointInTime {
 }
 
 pub use archive::archive;
+pub use choose::{Outlook, outlook};
 pub use dump::dump;
 
 /// The plan that shows a VM's disks as chunks under `B/<vm>`.
