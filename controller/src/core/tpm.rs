@@ -111,8 +111,10 @@ pub fn judge(place: &TpmPlace, found: Option<Vec<(String, Found)>>) -> TpmFacts 
     let bytes = Bytes(files.iter().fold(0, |sum, (_, bytes)| bytes.0.saturating_add(sum)));
     if bytes > MOST_BYTES || files.len() > MOST_FILES {
         let (count, dir) = (files.len(), dir.display());
-        let why =
-            format!("{dir} has {bytes} in {count} files, and a TPM at most {MOST_BYTES} in {MOST_FILES}");
+        let why = format!(
+            "{dir} has {} bytes in its files, of which there are {count}, and a TPM at most {} in {MOST_FILES}",
+            bytes.0, MOST_BYTES.0
+        );
         return TpmFacts::Refused { why };
     }
     files.sort();
