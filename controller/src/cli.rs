@@ -16,11 +16,13 @@ use virt_backup::core::domain::Format;
 use virt_backup::core::names::{Places, Target, Uuid, VmName};
 use virt_backup::core::options::{
     self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Macs, Memory, MethodChoice, Pause, Quiesce,
-    Running, Tracking,
+    Running, Snapshots, Tracking,
 };
 use virt_backup::core::restore::boot::{AfterBoot, Network};
 use virt_backup::core::restore::{Existing, MacWish, Then, Wish, Writing};
 use virt_backup::core::retention::{ArchiveName, Policy};
+use virt_backup::core::units::Bytes;
+use virt_backup::core::volume::Volume;
 
 /// Back up running libvirt guests with the backup tools you already trust
 #[derive(Debug, Parser)]
@@ -165,7 +167,7 @@ pub(crate) struct Job {
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "31536000")]
     pub(crate) wait: Option<u64>,
 
-    /// auto, pull, external, reflink or offline
+    /// auto, pull, external, lvm, reflink or offline
     #[arg(long, default_value = "auto", value_parser = MethodChoice::from_str)]
     method: MethodChoice,
 
@@ -189,9 +191,13 @@ pub(crate) struct Job {
     #[arg(long, conflicts_with = "shutdown")]
     state: bool,
 
-    /// How large a thick LVM snapshot is
-    #[arg(long, value_name = "SIZE", hide = true, value_parser = size)]
-    snapsize: Option<u64>,
+    /// With method lvm, the room for a thick snapshot: what the guest may overwrite until cleanup
+    #[arg(long, value_name = "SIZE", default_value = "5G", value_parser = size)]
+    snapsize: u64,
+
+    /// With method lvm, the logical volume that the file system with the images is on, such as /dev/vg0/images
+    #[arg(long, value_name = "VOLUME", value_parser = Volume::from_str)]
+    lvm: Option<Volume>,
 
     /// Shut the guest down first, and start it again as soon as the point in time is taken
     #[arg(long)]
@@ -201,12 +207,12 @@ pub(crate) struct Job {
     #[arg(long, value_name = "SECS", default_value_t = 300)]
     shutdown_timeout: u32,
 
-    /// Take an LVM snapshot if one is needed
-    #[arg(long, hide = true, overrides_with = "no_snapshot")]
+    /// Snapshots of logical volumes may be taken; this is the default
+    #[arg(long, overrides_with = "no_snapshot")]
     snapshot: bool,
 
-    /// Take no LVM snapshot
-    #[arg(long, hide = true, overrides_with = "snapshot")]
+    /// Take no snapshot of a logical volume
+    #[arg(long, overrides_with = "snapshot")]
     no_snapshot: bool,
 }
 
@@ -587,6 +593,9 @@ impl Job {
                 false => Running::Stays,
             },
             memory: if self.state { Memory::Saved } else { Memory::LeftOut },
+            snapsize: Bytes(self.snapsize),
+            snapshots: if self.no_snapshot { Snapshots::Forbidden } else { Snapshots::Allowed },
+            volume: self.lvm.clone(),
             own_command,
         }
     }

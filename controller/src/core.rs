@@ -19,3 +19,4 @@ pub mod step;
 pub mod tpm;
 pub mod units;
 pub mod viewspec;
+pub mod volume;

@@ -19,6 +19,7 @@ mod processes;
 mod scope;
 mod strict;
 pub mod sim;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,14 +31,15 @@ use anyhow::Result;
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, IndexedDisk, SnapshotFacts};
 use crate::core::lock::{BootId, ProcessId};
-use crate::core::names::{CheckpointName, JobId, Target};
+use crate::core::names::{CheckpointName, JobId, Target, Uuid};
 use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
 use crate::core::tpm::Found;
 use crate::core::units::Bytes;
+use crate::core::volume::{Volume, VolumeMount, VolumeSnapshot};
 
 /// A machine with guests.
-pub trait Host: Files + Processes + Guests {}
-impl<T: Files + Processes + Guests> Host for T {}
+pub trait Host: Files + Processes + Guests + Volumes {}
+impl<T: Files + Processes + Guests + Volumes> Host for T {}
 
 /// Files that are ours. Paths are absolute.
 pub trait Files {
@@ -80,6 +82,8 @@ pub trait Files {
 /// Processes of ours and mounts.
 pub trait Processes {
     fn this_process(&self) -> Result<ProcessId>;
+    /// Seconds since 1970.
+    fn epoch(&self) -> Result<u64>;
     fn boot_id(&self) -> Result<BootId>;
     fn new_job_id(&self) -> Result<JobId>;
     /// Waits until what a killed process asked of libvirt or the kernel just before has happened or failed: a second
@@ -117,12 +121,28 @@ pub trait Processes {
     fn close_generation(&self, spec: &Path) -> Result<Removal>;
 }
 
+/// Logical volumes, through LVM, and the file systems that are on them.
+pub trait Volumes {
+    fn volume_exists(&self, volume: &Volume) -> Result<bool>;
+    /// Has the tag of its owner from the first moment on.
+    fn snapshot_volume(&self, snapshot: &VolumeSnapshot) -> Result<()>;
+    /// Only one with the tag of its owner; any other is `AlreadyGone`. `Spoilt` when it could not be read any more.
+    fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal>;
+    /// All that have the tag of this owner.
+    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>>;
+    /// Read-only, and as the file system that it is said to have.
+    fn mount_volume(&self, mount: &VolumeMount) -> Result<()>;
+    /// Not before nobody uses it any more, for as long as that may take after its last user was stopped.
+    fn unmount_volume(&self, point: &Path) -> Result<Removal>;
+}
+
 /// The guests, through the hypervisor. All verbs find the domain by UUID.
 pub trait Guests {
     /// None: there is no such domain. By name or UUID.
     fn domain_xml(&self, vm: &str, view: XmlView) -> Result<Option<String>>;
     fn guest(&self, domain: &DomainId) -> Result<GuestFacts>;
-    fn disk(&self, domain: &DomainId, disk: &Disk) -> Result<DiskFacts>;
+    /// `volume`: the one behind an image file, where the user knows better.
+    fn disk(&self, domain: &DomainId, disk: &Disk, volume: Option<&Volume>) -> Result<DiskFacts>;
     /// All that libvirt knows of the domain.
     fn snapshots(&self, domain: &DomainId) -> Result<Vec<SnapshotFacts>>;
     /// The files of all disks of all domains, with the domain's name: what must not be removed.
@@ -195,6 +215,8 @@ pub enum Removal {
     AlreadyGone,
     /// It stays for now, does no harm, and a later job removes it: why.
     Later(String),
+    /// It is gone, and was no good any more before: who read it got errors. Why.
+    Spoilt(String),
 }
 
 /// Given back when it is dropped, or by the kernel when this process dies.

@@ -13,14 +13,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let words = match words::words(std::env::args_os().collect()) {
-        Ok(words) => words,
-        Err(why) => {
-            eprintln!("virt-backup: {why}");
-            return ExitCode::from(2);
-        }
-    };
-    let commands = match config::commands(words) {
+    let commands = match config::commands(words::words(std::env::args_os().collect())) {
         Ok(commands) => commands,
         Err(why) => {
             eprintln!("virt-backup: {why}");

@@ -47,6 +47,8 @@ pub struct Session<'h> {
     digests: String,
     /// Is there a dump or an archive that stays?
     kept: bool,
+    /// What was given back early was no good any more.
+    spoilt: Option<String>,
     /// Excludes other workers on this VM for as long as this process lives, whatever the lock file says.
     _guard: Guard,
 }
@@ -102,6 +104,7 @@ impl<'h> Session<'h> {
             frozen: false,
             digests: String::new(),
             kept: false,
+            spoilt: None,
             _guard: guard,
         })
     }
@@ -152,6 +155,9 @@ impl<'h> Session<'h> {
                 Step::Release(undo) => {
                     if let Err(error) = self.pay_early(undo) {
                         notes.push(format!("{undo}: not yet: {error:#}"));
+                    }
+                    if let Some(why) = self.spoilt.take() {
+                        bail!(why);
                     }
                     None
                 }
@@ -224,7 +230,11 @@ impl<'h> Session<'h> {
 
     fn pay_early(&mut self, undo: &Undo) -> Result<Option<ProcessId>> {
         if let Some(debt) = self.owed().into_iter().find(|debt| debt.undo == *undo) {
-            self.pay(&debt, &mut Unwound::default())?;
+            let mut unwound = Unwound::default();
+            self.pay(&debt, &mut unwound)?;
+            if let Some(why) = unwound.spoilt.into_iter().next() {
+                self.spoilt = Some(why);
+            }
         }
         Ok(None)
     }
@@ -280,6 +290,7 @@ impl<'h> Session<'h> {
             Removal::Removed => unwound.done.push(debt.undo.to_string()),
             Removal::AlreadyGone => {}
             Removal::Later(why) => unwound.notes.push(format!("{}: later: {why}", debt.undo)),
+            Removal::Spoilt(why) => unwound.spoilt.push(why),
         }
         if let Err(error) = self.write(&Record::Undone { step: debt.step }) {
             // Undoing it again would do no harm, so a full disk does not keep us from undoing the rest.
@@ -318,6 +329,7 @@ impl<'h> Session<'h> {
                 Ok(Removal::Removed) => unwound.done.push(undo.to_string()),
                 Ok(Removal::AlreadyGone) => {}
                 Ok(Removal::Later(why)) => unwound.notes.push(format!("{undo}: later: {why}")),
+                Ok(Removal::Spoilt(why)) => unwound.spoilt.push(why),
                 Err(error) => unwound.errors.push(error),
             }
         }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::core::domain::{Domain, Source};
 use crate::core::facts::{Facts, MountPoint, Nvram};
 use crate::core::names::Names;
+use crate::core::options::Chunkmount;
 use crate::core::tpm::{self, TpmFacts};
 use crate::host::{Entry, Host, XmlView};
 
@@ -26,10 +27,12 @@ pub fn definition(host: &dyn Host, domain: &Domain) -> Result<String> {
 }
 
 /// All that a plan decides upon.
-pub fn facts(host: &dyn Host, domain: &Domain, names: &Names) -> Result<Facts> {
+pub fn facts(host: &dyn Host, domain: &Domain, names: &Names, options: &Chunkmount) -> Result<Facts> {
+    let volume = options.volume.as_ref();
     let mut disks = std::collections::BTreeMap::new();
     for disk in domain.disks.iter().filter(|disk| disk.source != Source::Nothing) {
-        let facts = host.disk(&domain.id, disk).with_context(|| format!("look at disk {}", disk.target))?;
+        let facts =
+            host.disk(&domain.id, disk, volume).with_context(|| format!("look at disk {}", disk.target))?;
         disks.insert(disk.target.clone(), facts);
     }
     let nvram = match &domain.nvram {
@@ -44,6 +47,7 @@ pub fn facts(host: &dyn Host, domain: &Domain, names: &Names) -> Result<Facts> {
         checkpoints: host.checkpoints(&domain.id).context("list the checkpoints")?,
         index: host.indexes(&names.index_dir()).context("read the index")?,
         mount_point: mount_point(host, &names.mount_point())?,
+        epoch: host.epoch()?,
         scratch_free: host.free(&names.scratch_dir()).context("look for free space")?,
     })
 }

@@ -6,6 +6,7 @@ mod device;
 mod guest;
 mod lab;
 mod linux;
+mod lvm;
 mod storage;
 mod monitor;
 
@@ -15,6 +16,7 @@ use std::process::{Command, Stdio};
 pub use device::LoopDevice;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
+pub use lvm::{LogicalVolume, Provisioning, fullness, in_vm, mounts_below};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 
@@ -27,8 +29,13 @@ pub fn with_libvirt(test: &str, body: impl FnOnce(&Lab)) {
         return body(&Lab::new());
     }
     let mut command = Command::new(workspace().join("scripts/with-libvirt"));
+    run_again(command.env(INSIDE, "1"), test);
+}
+
+/// This test once more, as the arguments of a command.
+fn run_again(command: &mut Command, test: &str) {
     command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-    let output = command.env(INSIDE, "1").stdin(Stdio::null()).output().unwrap();
+    let output = command.stdin(Stdio::null()).output().unwrap();
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     println!("{}", text[0]);
     assert!(output.status.success(), "{}", text[1]);

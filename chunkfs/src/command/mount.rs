@@ -57,6 +57,7 @@ fn spec_of(args: &Mount) -> Result<ViewSpec, CommandError> {
         chunk_size: args.chunk_size.bytes(),
         changes,
         unchanged: Vec::new(),
+        readable: Vec::new(),
     };
     Ok(ViewSpec {
         name,

@@ -178,8 +178,13 @@ mod tests {
     fn a_daemon_that_ends_leaves_the_socket_of_the_one_that_got_its_number() {
         // No kernel gives out such a number.
         let device = format!("chunkfs-test-{}", std::process::id());
-        let mount =
-            MountPoint { path: "/nowhere".into(), source: String::new(), device, fs_type: String::new() };
+        let mount = MountPoint {
+            path: "/nowhere".into(),
+            root: "/".into(),
+            source: String::new(),
+            device,
+            fs_type: String::new(),
+        };
         let (_ending, ending) = listen(&mount).unwrap();
         let (_beginning, beginning) = listen(&mount).unwrap();
         ending.remove().unwrap();

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
     pub path: PathBuf,
+    /// Which part of the file system is mounted: `/` for all of it.
+    pub root: PathBuf,
     /// The device number of what is mounted: `major:minor`.
     pub device: String,
     pub fs_type: String,
@@ -57,11 +59,12 @@ pub fn at(path: &Path) -> io::Result<Option<MountPoint>> {
 fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = fields.nth(2)?;
-    let path = fields.nth(1)?;
+    let (root, path) = (fields.next()?, fields.next()?);
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let (fs_type, source) = (rest.next()?, rest.next()?);
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(MountPoint {
+        root: PathBuf::from(OsString::from_vec(unescape(root))),
         path: PathBuf::from(OsString::from_vec(unescape(path))),
         device: text(device),
         fs_type: text(fs_type),

@@ -39,9 +39,9 @@ impl OpenedDisk {
         let (source, identity, dirty) = open_source(disk)?;
         let geometry = Geometry::new(source.len(), chunk_size);
         let evidence = evidence_of(&disk.changes, identity, &geometry, dirty.as_ref());
-        let source = match disk.unchanged.is_empty() {
+        let source = match disk.unchanged.is_empty() && disk.readable.is_empty() {
             true => source,
-            false => Arc::new(GuardedSource::new(source, &disk.unchanged)?),
+            false => Arc::new(GuardedSource::new(source, &disk.unchanged, &disk.readable)?),
         };
         let at_open = DiskAtOpen { name: disk.name.clone(), geometry, evidence };
         Ok(OpenedDisk { source, at_open, dirty })

@@ -57,6 +57,10 @@ pub struct DiskSpec {
     /// Files that have to stay as they were: once one is not, nothing more is read from the source.
     #[serde(default)]
     pub unchanged: Vec<FileState>,
+    /// Devices that have to stay readable, as a snapshot does until it overflows: once one is not, nothing more is read from
+    /// the source, not even what is cached.
+    #[serde(default)]
+    pub readable: Vec<PathBuf>,
 }
 
 fn default_chunk_size() -> u64 {

@@ -83,7 +83,7 @@ fn decide(
     (options, wishes): (&Chunkmount, &Archive),
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
-    let facts = survey::facts(host, domain, names)?;
+    let facts = survey::facts(host, domain, names, options)?;
     let snapshots = host.snapshots(&domain.id).context("list the snapshots")?;
     let purpose = Purpose::Archive;
     let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };

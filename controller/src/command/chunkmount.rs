@@ -50,7 +50,7 @@ pub fn plan(host: &dyn Host, places: &Places, vm: &str, options: &Chunkmount) ->
 pub fn outlook(host: &dyn Host, places: &Places, vm: &str, options: &Chunkmount) -> anyhow::Result<Outlook> {
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
-    let facts = survey::facts(host, &domain, &names)?;
+    let facts = survey::facts(host, &domain, &names, options)?;
     let (definition_xml, job, purpose) = ("", &JobId::from_bits(0), Purpose::View);
     let case = Case { domain: &domain, definition_xml, facts: &facts, options, names: &names, job, purpose };
     Ok(plan::outlook(&case))
@@ -64,7 +64,7 @@ fn decide(
     options: &Chunkmount,
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
-    let facts = survey::facts(host, domain, names)?;
+    let facts = survey::facts(host, domain, names, options)?;
     let purpose = Purpose::View;
     let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::chunkmount(case).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })

@@ -50,5 +50,8 @@ pub fn cleanup(host: &dyn Host, places: &Places, vm: &str) -> Result<Unwound, Fa
     session
         .release()
         .map_err(|error| Failure { exit_status: 3, story: format!("{error:#}: run cleanup") })?;
-    Ok(unwound)
+    match unwound.spoilt.is_empty() {
+        true => Ok(unwound),
+        false => Err(Failure { exit_status: 1, story: unwound.spoilt.join("; ") }),
+    }
 }

@@ -73,7 +73,7 @@ fn decide(
     (options, dump): (&Chunkmount, &Dump),
 ) -> Result<Plan, Failure> {
     let definition_xml = survey::definition(host, domain)?;
-    let facts = survey::facts(host, domain, names)?;
+    let facts = survey::facts(host, domain, names, options)?;
     let purpose = Purpose::Copy;
     let case = Case { domain, definition_xml: &definition_xml, facts: &facts, options, names, job, purpose };
     plan::dump(case, dump).map_err(|refusal| Failure { exit_status: 1, story: refusal.to_string() })

@@ -12,6 +12,7 @@ use super::options::ChunkSize;
 use super::point::{ImagesMark, Point};
 use super::tpm::TpmFacts;
 use super::units::{Bytes, Generation};
+use super::volume::Behind;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -26,6 +27,8 @@ pub struct Facts {
     pub tpm: TpmFacts,
     /// What the file system of the scratch files has left.
     pub scratch_free: Bytes,
+    /// When all this was looked at, in seconds since 1970.
+    pub epoch: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +102,7 @@ pub struct DiskFacts {
     /// The disk's own image first, then those below it; what can be reached as a path on this host.
     pub chain: Chain,
     pub reflink: Reflink,
+    pub volume: Behind,
     /// How many snapshots are within the image.
     pub snapshots: u32,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::units::Generation;
+use super::volume::Volume;
 
 /// A libvirt domain name that is safe as one component of a path.
 ///
@@ -235,6 +236,8 @@ impl Default for Places {
 /// <state>/<vm>/nvram                        while a job runs: the UEFI variables, as of its point in time
 /// <state>/<vm>/tpm/                         the same of the files of an emulated TPM's state
 /// <state>/<vm>/state                        while a job with --state runs: the guest's memory
+/// <state>/<vm>/volumes/<group>-<volume>/    while a job runs by method lvm: the file system of a snapshot, mounted read-only
+/// /dev/<group>/<volume>_<epoch>             while a job runs by method lvm, tagged virt-backup:<uuid>
 /// <state>/<vm>/scratch/<target>.qcow2       while a job runs: what QEMU saves before the guest overwrites it
 /// <image>.virt-backup-<job>                 while a job runs by method external: what the guest writes meanwhile
 /// <image>.virt-backup-clone-<job>           while a job runs by method reflink: the image as it was
@@ -357,6 +360,15 @@ impl Names {
     /// Which files in the dump directory are ours.
     pub fn dump_record(&self) -> PathBuf {
         self.home().join("dumped")
+    }
+
+    /// Where the file systems of snapshots of logical volumes are mounted.
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.home().join("volumes")
+    }
+
+    pub fn volume_point(&self, snapshot: &Volume) -> PathBuf {
+        self.volumes_dir().join(format!("{}-{}", snapshot.group(), snapshot.name()))
     }
 
     pub fn scratch_dir(&self) -> PathBuf {

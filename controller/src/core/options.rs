@@ -13,6 +13,8 @@ use super::compression::Compression;
 use super::dumpcmd::DumpCommand;
 use super::names::{Target, Uuid, VmName};
 use super::retention::{ArchiveName, Policy};
+use super::units::Bytes;
+use super::volume::Volume;
 
 /// What `chunkmount` may be told about one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,11 @@ pub struct Chunkmount {
     pub pause: Pause,
     pub running: Running,
     pub memory: Memory,
+    /// Room for a thick snapshot of a logical volume.
+    pub snapsize: Bytes,
+    pub snapshots: Snapshots,
+    /// `--lvm`: the volume behind the image files, where it is not to be found out.
+    pub volume: Option<Volume>,
     /// How a program calls us back, up to the subcommand.
     pub own_command: Vec<String>,
 }
@@ -34,6 +41,13 @@ pub struct Chunkmount {
 pub enum Pause {
     Never,
     AsLongAsItTakes,
+}
+
+/// `--no-snapshot`: may logical volumes have snapshots?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshots {
+    Allowed,
+    Forbidden,
 }
 
 /// `--state`: is the memory saved together with the disks?
@@ -154,8 +168,8 @@ pub struct ChunkSize(u64);
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{text:?} is not {wanted}")]
 pub struct OptionError {
-    text: String,
-    wanted: &'static str,
+    pub(super) text: String,
+    pub(super) wanted: &'static str,
 }
 
 impl ChunkSize {

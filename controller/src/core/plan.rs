@@ -7,6 +7,7 @@ mod choose;
 mod dump;
 mod external;
 mod hold;
+mod lvm;
 mod offline;
 mod pull;
 mod reflink;
@@ -124,6 +125,7 @@ fn point_in_time(case: &Case<'_>, choice: &choose::Choice<'_>) -> PointInTime {
     match choice.method {
         Method::Pull => pull::point(case, &choice.wanted),
         Method::External => external::point(case, &choice.wanted),
+        Method::Lvm => lvm::point(case, &choice.wanted),
         Method::Reflink => reflink::point(case, &choice.wanted),
         Method::Offline => offline::point(case, &choice.wanted),
     }
@@ -230,11 +232,19 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
         "a backup job that is not ours runs already: wait for its end (virsh domjobinfo), or end it"
             .to_owned()
     });
-    let tpm = match &case.facts.tpm {
+    in_the_way
+        .into_iter()
+        .chain(job)
+        .chain(tpm_refused(case))
+        .map(|why| Reason { target: None, why })
+        .collect()
+}
+
+fn tpm_refused(case: &Case<'_>) -> Option<String> {
+    match &case.facts.tpm {
         TpmFacts::Refused { why } => Some(format!("the state of the TPM cannot be saved: {why}")),
         TpmFacts::NoTpm | TpmFacts::State(_) | TpmFacts::NotHere { .. } => None,
-    };
-    in_the_way.into_iter().chain(job).chain(tpm).map(|why| Reason { target: None, why }).collect()
+    }
 }
 
 /// Larger than every generation that anything of ours remembers.

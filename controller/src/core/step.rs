@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::compression::Compression;
 use super::domain::{DomainId, Format};
 use super::facts::ChainLayer;
-use super::names::{CheckpointName, Target};
+use super::names::{CheckpointName, Target, Uuid};
 use super::options::Clusters;
 use super::units::Bytes;
 use super::viewspec::{Feed, Room, ViewSpec};
+use super::volume::{Volume, VolumeMount, VolumeSnapshot};
 
 /// One effect on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,6 +59,13 @@ pub enum Step {
         from: PathBuf,
         to: PathBuf,
     },
+    /// Nothing of the snapshot's name is in its group; one that a later step makes is ours.
+    ClaimVolume {
+        snapshot: VolumeSnapshot,
+    },
+    SnapshotVolume(VolumeSnapshot),
+    /// Read-only.
+    MountVolume(VolumeMount),
     /// Nothing is at the overlay's path; an overlay that a later step makes there is merged into its image again.
     ClaimOverlay {
         domain: DomainId,
@@ -195,6 +203,14 @@ pub enum Undo {
         domain: DomainId,
         overlay: Overlay,
     },
+    UnmountVolume {
+        point: PathBuf,
+    },
+    /// Only with the tag of its owner.
+    RemoveVolume {
+        volume: Volume,
+        owner: Uuid,
+    },
     /// Only the job that serves on this socket.
     AbortBackup {
         domain: DomainId,
@@ -304,6 +320,10 @@ impl Step {
             Step::ClaimOverlay { domain, overlay } => {
                 Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
             }
+            Step::ClaimVolume { snapshot: VolumeSnapshot { snapshot, owner, .. } } => {
+                Undo::RemoveVolume { volume: snapshot.clone(), owner: owner.clone() }
+            }
+            Step::MountVolume(mount) => Undo::UnmountVolume { point: mount.point.clone() },
             Step::Freeze { domain, .. } => Undo::Thaw { domain: domain.clone() },
             Step::Suspend { domain } | Step::StartSuspended { domain } => {
                 Undo::Resume { domain: domain.clone() }
@@ -316,7 +336,11 @@ impl Step {
             Step::ServeImage(service) => Undo::StopImage { socket: service.socket.clone() },
             Step::StartView(service) => Undo::StopView(service.clone()),
             // What they make is claimed by an earlier step.
-            Step::CloneFile { .. } | Step::TakeOverlays(_) | Step::IfFrozen { .. } | Step::CopyDisk(_) => {
+            Step::SnapshotVolume(_)
+            | Step::CloneFile { .. }
+            | Step::TakeOverlays(_)
+            | Step::IfFrozen { .. }
+            | Step::CopyDisk(_) => {
                 return None;
             }
             Step::Early(_) | Step::Release(_) | Step::KeepDump(_) | Step::KeepDir { .. } => return None,
@@ -345,6 +369,8 @@ impl Undo {
             | Undo::Resume { .. }
             | Undo::Start { .. }
             | Undo::MergeOverlay { .. }
+            | Undo::UnmountVolume { .. }
+            | Undo::RemoveVolume { .. }
             | Undo::AbortBackup { .. }
             | Undo::StopImage { .. }
             | Undo::StopView(_) => Patience::GoesOn,
@@ -379,6 +405,20 @@ impl fmt::Display for Step {
                 write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())
             }
             Step::ClaimOverlay { overlay, .. } => write!(f, "claim {}", overlay.overlay.display()),
+            Step::ClaimVolume { snapshot } => write!(f, "claim the volume name {}", snapshot.snapshot),
+            Step::SnapshotVolume(VolumeSnapshot { origin, snapshot, room: Some(room), .. }) => {
+                write!(f, "snapshot {origin} as {snapshot}, with room for {room} of changes")
+            }
+            Step::SnapshotVolume(VolumeSnapshot { origin, snapshot, room: None, .. }) => {
+                write!(f, "snapshot {origin} as {snapshot}, in its thin pool")
+            }
+            Step::MountVolume(mount) => write!(
+                f,
+                "mount {} read-only at {} as {}",
+                mount.snapshot,
+                mount.point.display(),
+                mount.file_system.name()
+            ),
             Step::TakeOverlays(request) => request.fmt(f),
             Step::IfFrozen { path, .. } => {
                 write!(f, "if the file systems were frozen, say so in {}", path.display())
@@ -465,6 +505,8 @@ impl fmt::Display for Undo {
             Undo::MergeOverlay { overlay, .. } => {
                 write!(f, "merge {} into {}", overlay.overlay.display(), overlay.base.display())
             }
+            Undo::UnmountVolume { point } => write!(f, "unmount {}", point.display()),
+            Undo::RemoveVolume { volume, .. } => write!(f, "remove the snapshot {volume}"),
             Undo::AbortBackup { domain, socket } => {
                 write!(f, "end the backup job of {domain} on {}", socket.display())
             }

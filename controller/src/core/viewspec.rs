@@ -52,6 +52,7 @@ pub struct ViewSpec {
 pub enum Method {
     Pull,
     External,
+    Lvm,
     Reflink,
     Offline,
 }
@@ -102,6 +103,9 @@ pub struct ShownDisk {
     /// What the index is to name once this generation is closed: later changes count from there.
     pub checkpoint_after: Option<CheckpointName>,
     pub images: Images,
+    /// The snapshot of a logical volume that all this is read from, which may overflow.
+    #[serde(default)]
+    pub snapshot: Option<PathBuf>,
 }
 
 /// Files that must stay as they are; a touched one makes all further reads fail.
@@ -212,6 +216,7 @@ impl ShownDisk {
             chunk_size: chunk_size.bytes(),
             changes: self.changes(),
             unchanged: self.images.for_chunkfs(),
+            readable: self.snapshot.iter().cloned().collect(),
         }
     }
 
@@ -271,7 +276,8 @@ impl Images {
 }
 
 impl Method {
-    pub const ALL: [Method; 4] = [Method::Pull, Method::External, Method::Reflink, Method::Offline];
+    pub const ALL: [Method; 5] =
+        [Method::Pull, Method::External, Method::Lvm, Method::Reflink, Method::Offline];
 }
 
 impl fmt::Display for Method {
@@ -279,6 +285,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Method::Pull => "pull",
             Method::External => "external",
+            Method::Lvm => "lvm",
             Method::Reflink => "reflink",
             Method::Offline => "offline",
         })

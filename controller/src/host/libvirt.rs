@@ -31,9 +31,10 @@ use crate::core::facts::{
 use crate::core::names::CheckpointName;
 use crate::core::step::{BackupRequest, Overlay, OverlayRequest};
 use crate::core::units::Bytes;
+use crate::core::volume::Volume;
 
 use super::machine::Machine;
-use super::{Begin, Guests, Removal, XmlView, exec, local, processes};
+use super::{Begin, Guests, Removal, XmlView, exec, local, processes, volumes};
 use ffi::{Deletion, Detail};
 
 /// A backup job that was told to end is gone by then.
@@ -168,7 +169,7 @@ impl Guests for Machine {
         })
     }
 
-    fn disk(&self, id: &DomainId, disk: &Disk) -> Result<DiskFacts> {
+    fn disk(&self, id: &DomainId, disk: &Disk, volume: Option<&Volume>) -> Result<DiskFacts> {
         let domain = self.guests.expect(id)?;
         let info = domain.block_info(disk.target.as_str(), 0).map_err(told)?;
         Ok(DiskFacts {
@@ -176,6 +177,7 @@ impl Guests for Machine {
             bitmaps: disks::bitmaps(disk),
             chain: disks::chain(self, disk),
             reflink: reflink(disk),
+            volume: volumes::behind(disk, volume),
             snapshots: disks::snapshots(disk),
         })
     }

@@ -3,7 +3,7 @@
 //!
 //! The verbs keep the promise of `Files`: what returned is on disk. A new file is written without a name and linked
 //! under its name once it is whole, so that a crash leaves nothing behind; where the file system has no unnamed files,
-//! it has a name that begins with `.new-` until then.
+//! and where it takes the place of another one, it is called `<name>.partial` until then: cleanup knows that name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, IFlags, Mode, OFlags, flock, link
 use rustix::io::Errno;
 
 use crate::core::facts::Fingerprint;
+use crate::core::names::partial_of;
 use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 
@@ -201,12 +202,13 @@ struct Unnamed {
 }
 
 impl Unnamed {
-    fn new(dir: &Path, content: &[u8]) -> Result<Unnamed> {
+    fn new(path: &Path, content: &[u8]) -> Result<Unnamed> {
+        let dir = path.parent().context("a file is in a directory")?;
         let mode = Mode::from_raw_mode(FILE_MODE);
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let mut unnamed = match openat(CWD, dir, flags, mode) {
             Ok(fd) => Unnamed { file: fd.into(), temporary: None },
-            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Unnamed::temporary(dir)?,
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Unnamed::temporary(path)?,
             Err(error) => return Err(error.into()),
         };
         if let Err(error) = unnamed.file.write_all(content).and_then(|()| unnamed.file.sync_all()) {
@@ -216,9 +218,9 @@ impl Unnamed {
         Ok(unnamed)
     }
 
-    fn temporary(dir: &Path) -> Result<Unnamed> {
-        let path = dir.join(format!(".new-{}", std::process::id()));
-        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&path)?;
+    fn temporary(of: &Path) -> Result<Unnamed> {
+        let path = partial(of)?;
+        let file = OpenOptions::new().create_new(true).write(true).mode(FILE_MODE).open(&path)?;
         Ok(Unnamed { file, temporary: Some(path) })
     }
 
@@ -238,13 +240,10 @@ impl Unnamed {
 
     /// Only a name can be renamed, so it gets one first.
     fn rename_over(mut self, path: &Path) -> Result<()> {
-        let dir = path.parent().context("a file is in a directory")?;
         let temporary = match self.temporary.take() {
             Some(temporary) => temporary,
             None => {
-                let temporary = dir.join(format!(".new-{}", std::process::id()));
-                // One that is left from a crash of a process with our number.
-                absent(fs::remove_file(&temporary))?;
+                let temporary = partial(path)?;
                 linkat(CWD, proc_path(&self.file), CWD, &temporary, AtFlags::SYMLINK_FOLLOW)?;
                 temporary
             }
@@ -265,10 +264,17 @@ impl Unnamed {
 }
 
 fn put_whole(path: &Path, content: &[u8], place: impl FnOnce(Unnamed) -> Result<Created>) -> Result<Created> {
-    let dir = path.parent().context("a file is in a directory")?;
-    let created = place(Unnamed::new(dir, content)?)?;
+    let created = place(Unnamed::new(path, content)?)?;
     sync_parent(path)?;
     Ok(created)
+}
+
+/// What a file is called for a moment. One that is left of a crash is removed first.
+fn partial(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str()).context("our files have plain names")?;
+    let partial = path.with_file_name(partial_of(name));
+    absent(fs::remove_file(&partial))?;
+    Ok(partial)
 }
 
 fn proc_path(file: &File) -> PathBuf {

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use chunkfs::index::{Access, Index};
@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::core::domain::Format;
-use crate::core::facts::{ChainLayer, IndexedDisk, Trust};
+use crate::core::facts::{ChainLayer, IndexedDisk, Storage, Trust};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Names, Target, Uuid, index_file, target_of_shown};
 use crate::core::options::ChunkSize;
@@ -50,6 +50,11 @@ impl Machine {
 impl Processes for Machine {
     fn this_process(&self) -> Result<ProcessId> {
         process_id(std::process::id())?.context("this process is not in /proc")
+    }
+
+    fn epoch(&self) -> Result<u64> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(since.context("the clock stands before 1970")?.as_secs())
     }
 
     fn boot_id(&self) -> Result<BootId> {
@@ -291,7 +296,11 @@ fn send(process: &ProcessId, signal: Signal) -> Result<()> {
 fn image_of(chain: &[ChainLayer]) -> serde_json::Value {
     let mut image = serde_json::Value::Null;
     for layer in chain.iter().rev() {
-        let file = json!({ "driver": "file", "filename": layer.path, "locking": "off" });
+        let driver = match layer.storage {
+            Storage::File => "file",
+            Storage::Device => "host_device",
+        };
+        let file = json!({ "driver": driver, "filename": layer.path, "locking": "off" });
         let backing =
             std::mem::replace(&mut image, json!({ "driver": layer.format, "read-only": true, "file": file }));
         if layer.format != Format::Raw {

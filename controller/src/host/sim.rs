@@ -4,6 +4,7 @@
 mod files;
 mod guests;
 mod processes;
+mod volumes;
 pub mod world;
 
 use std::cell::{Cell, RefCell};

@@ -21,6 +21,9 @@ pub(super) fn check(host: &dyn Host, step: &Step) -> Result<()> {
         Step::ClaimOverlay { overlay, .. } if host.entry(&overlay.overlay)? != Entry::Absent => {
             bail!("something is there already, and no journal says that it is ours")
         }
+        Step::ClaimVolume { snapshot } if host.volume_exists(&snapshot.snapshot)? => {
+            bail!("a volume of that name is there already")
+        }
         Step::ClaimCheckpoint { domain, name, .. } => {
             let taken = host.checkpoints(domain)?.iter().any(|c| c.name == name.as_str());
             if taken { bail!("the domain has a checkpoint of this name already") } else { Ok(()) }
@@ -42,7 +45,10 @@ pub(super) enum Acted {
 pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<Acted> {
     match step {
         // Claiming is the intent in the journal itself.
-        Step::ClaimFile { .. } | Step::ClaimCheckpoint { .. } | Step::ClaimOverlay { .. } => {}
+        Step::ClaimFile { .. }
+        | Step::ClaimCheckpoint { .. }
+        | Step::ClaimOverlay { .. }
+        | Step::ClaimVolume { .. } => {}
         Step::MakeDir { path } => {
             host.make_dir(path)?;
         }
@@ -51,6 +57,8 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::CopyFile { from, to } => host.copy_file(from, to)?,
         Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
+        Step::SnapshotVolume(snapshot) => host.snapshot_volume(snapshot)?,
+        Step::MountVolume(mount) => host.mount_volume(mount)?,
         Step::TakeOverlays(request) => host.take_overlays(request)?,
         Step::Freeze { domain, .. } => host.freeze(domain, FREEZE_WITHIN)?,
         Step::Suspend { domain } => host.suspend(domain)?,

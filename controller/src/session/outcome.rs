@@ -27,6 +27,8 @@ pub struct Unwound {
     pub done: Vec<String>,
     /// What the user should know and need not act upon.
     pub notes: Vec<String>,
+    /// What was no good any more before it was undone: a backup that was made of it is not whole.
+    pub spoilt: Vec<String>,
     /// What could not be undone and is still owed.
     pub errors: Vec<anyhow::Error>,
 }
@@ -56,6 +58,7 @@ impl Unwound {
     pub fn and(mut self, other: Unwound) -> Unwound {
         self.done.extend(other.done);
         self.notes.extend(other.notes);
+        self.spoilt.extend(other.spoilt);
         self.errors.extend(other.errors);
         self
     }

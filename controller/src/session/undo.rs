@@ -1,11 +1,13 @@
 //! An undo to the host's verbs, and which undos follow from names alone.
 //! Each may be repeated; each removes only what its names prove ours.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 
 use crate::core::domain::DomainId;
 use crate::core::domain::{Domain, Source};
-use crate::core::names::{CheckpointName, Names, image_of_overlay};
+use crate::core::names::{CheckpointName, Names, image_of_overlay, partial_of};
 use crate::core::step::{Overlay, Undo, ViewService};
 use crate::host::{Begin, Host, Removal, XmlView};
 
@@ -22,6 +24,8 @@ pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
         Undo::Resume { domain } => host.resume(domain),
         Undo::Start { domain } => host.start(domain, Begin::Running),
         Undo::MergeOverlay { domain, overlay } => host.merge_overlay(domain, overlay),
+        Undo::UnmountVolume { point } => host.unmount_volume(point),
+        Undo::RemoveVolume { volume, owner } => host.remove_volume(volume, owner),
         Undo::AbortBackup { domain, socket } => host.abort_backup(domain, socket),
         Undo::StopImage { socket } => host.stop_image(socket),
         Undo::StopView(service) => stop_view(host, service),
@@ -75,12 +79,21 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     let sockets = host.list(&names.socket_dir())?.unwrap_or_default();
     undos.extend(sockets.iter().map(|name| Undo::StopImage { socket: names.socket_dir().join(name) }));
     undos.push(Undo::CloseGeneration { spec });
+    let points = host.list(&names.volumes_dir())?.unwrap_or_default();
+    for point in points.iter().map(|name| names.volumes_dir().join(name)) {
+        undos.extend([Undo::UnmountVolume { point: point.clone() }, Undo::RemoveDir { path: point }]);
+    }
+    undos.push(Undo::RemoveDir { path: names.volumes_dir() });
     if let Some(domain) = domain {
         undos.extend(overlays_of(host, domain)?);
+        let snapshots = host.snapshots_for(&domain.uuid)?.into_iter();
+        let owner = &domain.uuid;
+        undos.extend(snapshots.map(|volume| Undo::RemoveVolume { volume, owner: owner.clone() }));
     }
     let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));
     undos.push(Undo::RemoveDir { path: names.scratch_dir() });
+    undos.extend(half_written(host, names)?.map(|path| Undo::RemoveFile { path }));
     undos.push(Undo::RemoveFile { path: names.saved_nvram() });
     let tpm = host.list(&names.saved_tpm())?.unwrap_or_default();
     undos.extend(tpm.iter().map(|name| Undo::RemoveFile { path: names.saved_tpm().join(name) }));
@@ -93,6 +106,18 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
         undos.push(Undo::SettleCheckpoints { domain: domain.clone(), index_dir: names.index_dir() });
     }
     Ok(undos)
+}
+
+/// What a process was about to put in its place when it was killed.
+fn half_written(host: &dyn Host, names: &Names) -> Result<impl Iterator<Item = PathBuf>> {
+    let home = names.home();
+    let partial = partial_of("");
+    let there = host.list(&home)?.unwrap_or_default().into_iter();
+    let ours = there.filter(move |name| name.ends_with(&partial)).map(move |name| home.join(name));
+    let lock = names.lock();
+    let of_lock = lock.file_name().and_then(|name| name.to_str()).map(partial_of);
+    let of_lock = of_lock.map(|name| lock.with_file_name(name));
+    Ok(ours.chain(of_lock))
 }
 
 /// The disks that the guest has on overlays of ours, known by their names.

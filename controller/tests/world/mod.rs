@@ -12,9 +12,10 @@ use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
 use virt_backup::core::options::{
     Archive, ChunkSize, Chunkmount, Clusters, Dump, DumpForm, JobLimit, LockAfter, Macs, Memory,
-    MethodChoice, Pause, Quiesce, Running, Tracking,
+    MethodChoice, Pause, Quiesce, Running, Snapshots, Tracking,
 };
 use virt_backup::core::retention::{ArchiveName, Policy};
+use virt_backup::core::units::Bytes;
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -50,6 +51,9 @@ pub(crate) fn options() -> Chunkmount {
         pause: Pause::Never,
         running: Running::Stays,
         memory: Memory::LeftOut,
+        snapsize: Bytes(5 << 30),
+        snapshots: Snapshots::Allowed,
+        volume: None,
         own_command: Vec::new(),
     }
 }
@@ -76,8 +80,13 @@ fn target(name: &str) -> Target {
 
 /// A host with one guest, whose disks are given as target and format.
 pub(crate) fn machine(power: Power, disks: &[(&str, &str)]) -> World {
+    machine_in("/images", power, disks)
+}
+
+/// The same, with the images in that directory: `/dev/vg0` and `/lv` are logical volumes.
+fn machine_in(dir: &str, power: Power, disks: &[(&str, &str)]) -> World {
     let mut world = World::default();
-    for dir in ["/b", "/state", "/images"] {
+    for dir in ["/b", "/state", dir] {
         world.add_dirs(Path::new(dir));
     }
     let mut guest = Guest {
@@ -93,7 +102,7 @@ pub(crate) fn machine(power: Power, disks: &[(&str, &str)]) -> World {
     };
     let mut devices = String::new();
     for (number, (name, format)) in (1..).zip(disks) {
-        let path = PathBuf::from(format!("/images/{name}.{format}"));
+        let path = PathBuf::from(format!("{dir}/{name}.{format}"));
         let bitmaps = if *format == "qcow2" { BitmapSupport::Qcow2V3 } else { BitmapSupport::NotQcow2 };
         let chunks = std::array::from_fn(|chunk| number * 100 + chunk as u64);
         world
@@ -183,6 +192,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let without_vdb = Chunkmount { exclude: BTreeSet::from([target("vdb")]), ..options() };
     let external = Chunkmount { method: MethodChoice::External, ..options() };
     let reflink = Chunkmount { method: MethodChoice::Reflink, ..options() };
+    let lvm = Chunkmount { method: MethodChoice::Lvm, ..options() };
     let paused = Chunkmount { method: MethodChoice::Offline, pause: Pause::AsLongAsItTakes, ..options() };
     let shut_down = Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..options() };
     let dump = Dump { form: DumpForm::Image(Compression::None), pace: None, lock: LockAfter::GivenBack };
@@ -312,6 +322,66 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             running(BOTH),
             untouched,
             none_left(Chunkmount { method: MethodChoice::Reflink, ..shut_down.clone() }),
+        ),
+        make(
+            "lvm: two volumes",
+            machine_in("/dev/vg0", Power::On, BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(lvm.clone()) },
+        ),
+        make(
+            "lvm: two images on one volume",
+            machine_in("/lv", Power::On, BOTH),
+            untouched,
+            Scenario { twice: true, ..none_left(lvm.clone()) },
+        ),
+        make(
+            "lvm: after pull, frozen",
+            machine_in("/lv", Power::On, BOTH),
+            &backed_up,
+            Scenario { options: Chunkmount { quiesce: Quiesce::Require, ..lvm.clone() }, ..quiet() },
+        ),
+        make(
+            "lvm: over a crashed job",
+            machine_in("/lv", Power::On, TWO),
+            &|w| mounted_with(w, crash(30), &Chunkmount { method: MethodChoice::Lvm, ..options() }),
+            none_left(lvm.clone()),
+        ),
+        make(
+            "lvm: over a mounted view",
+            machine_in("/dev/vg0", Power::On, BOTH),
+            &|w| mounted_with(w, None, &Chunkmount { method: MethodChoice::Lvm, ..options() }),
+            none_left(lvm.clone()),
+        ),
+        make(
+            "lvm: of a suspended guest",
+            suspended(machine_in("/lv", Power::On, BOTH)),
+            untouched,
+            none_left(lvm.clone()),
+        ),
+        make(
+            "lvm: of a guest that is off",
+            machine_in("/dev/vg0", Power::Off, BOTH),
+            untouched,
+            none_left(lvm.clone()),
+        ),
+        make(
+            "lvm: of a guest that is shut down first",
+            machine_in("/lv", Power::On, BOTH),
+            untouched,
+            none_left(Chunkmount { method: MethodChoice::Lvm, ..shut_down.clone() }),
+        ),
+        make(
+            "dump: lvm, two images on one volume",
+            machine_in("/lv", Power::On, BOTH),
+            untouched,
+            dumped(MethodChoice::Lvm, Pause::Never),
+        ),
+        make(
+            "dump: lvm, two volumes",
+            machine_in("/dev/vg0", Power::On, BOTH),
+            untouched,
+            dumped(MethodChoice::Lvm, Pause::Never),
         ),
         make("offline: suspended until cleanup", running(BOTH), untouched, none_left(paused.clone())),
         make("offline: of a suspended guest", suspended(running(BOTH)), untouched, none_left(paused.clone())),

@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::device::LoopDevice;
+use super::lvm::{LogicalVolume, Provisioning};
 use super::monitor::Monitor;
 
 pub(super) const CHUNK: u64 = 256 << 10;
@@ -31,6 +32,7 @@ pub struct Guest {
     /// What the guest has on each disk. Nothing is remembered of one that is too large for it.
     pub content: Vec<Vec<u8>>,
     devices: Vec<LoopDevice>,
+    _volumes: Vec<LogicalVolume>,
 }
 
 /// What the disks of a guest are for its host.
@@ -39,6 +41,7 @@ pub enum Storage {
     Files,
     /// Loop devices past the page cache, so that the kernel counts what is read.
     Devices,
+    Volumes(Provisioning),
 }
 
 pub fn virsh(words: &[&str]) -> (bool, String) {
@@ -56,12 +59,22 @@ pub fn virsh_ok(words: &[&str]) -> String {
 impl Guest {
     /// Defines a guest with these disks, vda and so on; it is off.
     pub fn define(dir: &Path, name: &str, disks: &[Disk], storage: Storage) -> Guest {
-        let (images, content, loops) = (Vec::new(), Vec::new(), Vec::new());
-        let mut guest = Guest { name: name.to_owned(), images, content, devices: loops };
+        let (images, content, devices, _volumes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut guest = Guest { name: name.to_owned(), images, content, devices, _volumes };
         let mut devices = String::new();
         for (number, disk) in disks.iter().enumerate() {
             let letter = char::from(b'a' + number as u8);
-            let image = dir.join(format!("{name}-{letter}.{}", disk.format));
+            let file = format!("{name}-{letter}.{}", disk.format);
+            let image = match storage {
+                Storage::Files | Storage::Devices => dir.join(file),
+                Storage::Volumes(provisioning) => {
+                    let tables = if disk.format == "raw" { 0 } else { TABLES >> 20 };
+                    let volume = LogicalVolume::make(&file, disk.mib + tables, provisioning);
+                    let device = volume.device.clone();
+                    guest._volumes.push(volume);
+                    device
+                }
+            };
             let made = Command::new("qemu-img")
                 .args(["create", "-q", "-f", disk.format])
                 .arg(&image)
@@ -70,6 +83,7 @@ impl Guest {
             assert!(made.unwrap().success());
             let (kind, attribute, path, cache) = match storage {
                 Storage::Files => ("file", "file", image.clone(), ""),
+                Storage::Volumes(_) => ("block", "dev", image.clone(), ""),
                 Storage::Devices => {
                     let tables = if disk.format == "raw" { 0 } else { TABLES };
                     let device = LoopDevice::attach(&image, (disk.mib << 20) + tables);

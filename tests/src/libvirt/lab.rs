@@ -59,6 +59,11 @@ impl Lab {
         Guest::define(&self.path("images"), name, disks, Storage::Files)
     }
 
+    /// A guest that is off, with its disks in or on what is told.
+    pub fn guest_kept(&self, name: &str, disks: &[Disk], storage: Storage) -> Guest {
+        Guest::define(&self.path("images"), name, disks, storage)
+    }
+
     /// A running guest whose disks are devices that count what is read from them.
     pub fn guest_on_devices(&self, name: &str, disks: &[Disk]) -> Guest {
         let guest = Guest::define(&self.path("images"), name, disks, Storage::Devices);
@@ -151,6 +156,7 @@ impl Lab {
         assert_eq!(names_if_any(&self.state.join(".run")), [""; 0], "sockets");
         assert_eq!(names_if_any(Path::new("/run/chunkfs")), [""; 0], "control sockets");
         assert_eq!(daemons(&home), [0; 0], "daemons");
+        assert_eq!(super::lvm::snapshots_of_ours(), [""; 0], "snapshots of volumes");
         assert!(!guest.has_backup_job(), "a backup job runs");
     }
 
@@ -200,13 +206,11 @@ pub fn names_if_any(dir: &Path) -> Vec<String> {
 
 /// What the guest would see on an image.
 pub fn content_of(image: &Path, format: &str) -> Vec<u8> {
-    let raw = image.with_extension("content");
+    let raw = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-U", "-f", format, "-O", "raw"]).arg(image).arg(&raw);
     assert!(convert.status().unwrap().success());
-    let bytes = fs::read(&raw).unwrap();
-    fs::remove_file(raw).unwrap();
-    bytes
+    fs::read(&raw).unwrap()
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {

@@ -11,8 +11,8 @@ use crate::core::options::{Memory, MethodChoice, Pause, Running};
 use crate::core::viewspec::Method;
 
 use super::{
-    Case, Purpose, Reason, Refusal, Wanted, candidates, external, obstacles, offline, pull, reason, reflink,
-    refuse,
+    Case, Purpose, Reason, Refusal, Wanted, candidates, external, lvm, obstacles, offline, pull, reason,
+    reflink, refuse,
 };
 
 /// What was chosen.
@@ -33,7 +33,11 @@ pub(super) fn choose<'a>(case: &Case<'a>) -> Result<Choice<'a>, Refusal> {
         let unmet = |disk: &Wanted<'_>| Some(reason(disk.disk, candidates::obstacle(case, disk)?));
         reasons.extend(wanted.iter().filter_map(unmet));
     }
-    let asked = asked(case);
+    let mut asked = asked(case);
+    if case.options.method == MethodChoice::Auto && !wanted.iter().any(lvm::is_on_a_volume) {
+        // Nobody has to be told that it does not work there.
+        asked.retain(|method| *method != Method::Lvm);
+    }
     let verdicts: Vec<_> = asked.iter().map(|method| (*method, against(case, *method, &wanted))).collect();
     let chosen = verdicts.iter().find(|(_, against)| against.is_empty()).map(|(method, _)| *method);
     let Some(method) = chosen.filter(|_| reasons.is_empty()) else {
@@ -67,14 +71,15 @@ pub struct PassedOver {
 pub fn outlook(case: &Case<'_>) -> Outlook {
     let mut reasons = Vec::new();
     let (wanted, _) = disks(case, &mut reasons);
-    let state = wrong_state(case).map(|why| Reason { target: None, why });
+    let of_all = wrong_state(case).into_iter().chain(super::tpm_refused(case));
+    reasons.extend(of_all.map(|why| Reason { target: None, why }));
     let asked = asked(case);
     let verdicts: Vec<_> = asked.iter().map(|method| (*method, against(case, *method, &wanted))).collect();
     let fits = |(_, against): &&(Method, Vec<Reason>)| against.is_empty();
     let unfit = verdicts.iter().take_while(|verdict| !fits(verdict));
     let passed_over = unfit.map(|(method, against)| PassedOver { method: *method, why: in_words(against) });
     let obstacles: Vec<_> =
-        reasons.into_iter().chain(state).map(|reason| in_words(std::slice::from_ref(&reason))).collect();
+        reasons.into_iter().map(|reason| in_words(std::slice::from_ref(&reason))).collect();
     let method = verdicts.iter().find(fits).map(|(method, _)| *method).filter(|_| obstacles.is_empty());
     Outlook { method, passed_over: passed_over.collect(), obstacles }
 }
@@ -127,20 +132,20 @@ fn asked(case: &Case<'_>) -> Vec<Method> {
     match case.options.method {
         // Only a snapshot that QEMU takes of both has them as of one point in time.
         MethodChoice::Auto if case.options.memory == Memory::Saved && !off => vec![Method::External],
-        MethodChoice::Auto if off => vec![Method::Offline],
+        MethodChoice::Auto if off => vec![Method::Offline, Method::Lvm],
         MethodChoice::Auto if case.purpose == Purpose::Archive => {
-            vec![Method::External, Method::Reflink, Method::Pull, Method::Offline]
+            vec![Method::External, Method::Lvm, Method::Reflink, Method::Pull, Method::Offline]
         }
         MethodChoice::Auto => {
-            let mut methods = vec![Method::Pull, Method::External, Method::Reflink];
+            let mut methods = vec![Method::Pull, Method::External, Method::Lvm, Method::Reflink];
             methods.extend((case.options.pause == Pause::AsLongAsItTakes).then_some(Method::Offline));
             methods
         }
         MethodChoice::Pull => vec![Method::Pull],
         MethodChoice::External => vec![Method::External],
+        MethodChoice::Lvm => vec![Method::Lvm],
         MethodChoice::Reflink => vec![Method::Reflink],
         MethodChoice::Offline => vec![Method::Offline],
-        MethodChoice::Lvm => Vec::new(),
     }
 }
 
@@ -155,6 +160,7 @@ fn against(case: &Case<'_>, method: Method, wanted: &[Wanted<'_>]) -> Vec<Reason
     let (whole, of_disk): (_, fn(&Case<'_>, &Wanted<'_>) -> Option<String>) = match method {
         Method::Pull => (pull::unfit(case), pull::obstacle),
         Method::External => (external::unfit(case), external::obstacle),
+        Method::Lvm => (lvm::unfit(case), lvm::obstacle),
         Method::Reflink => (reflink::unfit(case), reflink::obstacle),
         Method::Offline => (offline::unfit(case), offline::obstacle),
     };
@@ -165,10 +171,6 @@ fn against(case: &Case<'_>, method: Method, wanted: &[Wanted<'_>]) -> Vec<Reason
 
 /// All that was tried and what spoke against it; for each disk what would work for it alone.
 fn told(case: &Case<'_>, verdicts: &[(Method, Vec<Reason>)], wanted: &[Wanted<'_>]) -> Vec<Reason> {
-    if verdicts.is_empty() {
-        let why = "method lvm is not available yet: use pull, external, reflink or offline".to_owned();
-        return vec![Reason { target: None, why }];
-    }
     let mut reasons = Vec::new();
     for (method, against) in verdicts {
         let prefixed = |reason: &Reason| Reason {

@@ -72,6 +72,7 @@ fn saves_memory(case: &Case<'_>) -> bool {
 /// The memory is chunked like a disk: little of it changes from day to day.
 fn shown_memory(case: &Case<'_>, path: PathBuf) -> ShownDisk {
     ShownDisk {
+        snapshot: None,
         name: case.names.shown_state(),
         target: Target::new("state").expect("a plain word"),
         capacity: case.domain.memory,

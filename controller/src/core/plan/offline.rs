@@ -3,10 +3,11 @@
 //! started or resumed by others: then the images change and the view's reads fail.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::core::domain::{Device, Format, Lifetime, Sharing};
 use crate::core::facts::{Chain, ChainLayer, GuestState, Storage};
-use crate::core::names::{Target, clone_of};
+use crate::core::names::Target;
 use crate::core::options::{Pause, Running, Tracking};
 use crate::core::step::{ImageService, Step, Undo};
 use crate::core::viewspec::{Candidates, Feed, Images, ShownDisk};
@@ -15,13 +16,13 @@ use super::{Case, PointInTime, Wanted, candidates, hold};
 
 /// What stands in for a disk's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Read {
+pub(super) enum Read<'a> {
     /// The guest was off when they were looked at.
     AsSurveyed,
     /// The guest wrote until the point in time.
     AsTheyAre,
-    /// A clone of the uppermost; those below are nobody's to write to.
-    Clones,
+    /// These in the place of the uppermost; those below are nobody's to write to.
+    Instead(&'a BTreeMap<Target, PathBuf>),
 }
 
 pub(super) fn unfit(case: &Case<'_>) -> Option<String> {
@@ -96,22 +97,23 @@ pub(super) fn stops(services: &[ImageService]) -> BTreeMap<Target, Vec<Undo>> {
 pub(super) fn shown(
     case: &Case<'_>,
     wanted: &[Wanted<'_>],
-    read: Read,
+    read: Read<'_>,
 ) -> (Vec<ShownDisk>, Vec<ImageService>) {
     let (mut shown, mut services) = (Vec::new(), Vec::new());
     for disk in wanted {
         let Chain::Known(chain) = &disk.facts.chain else { unreachable!("obstacle() refused it") };
         let mut chain = chain.clone();
-        if read == Read::Clones {
-            chain[0].path = clone_of(&chain[0].path, case.job);
-        }
         let target = disk.disk.target.clone();
+        if let Read::Instead(images) = read {
+            chain[0].path = images[&target].clone();
+        }
         let feed = feed(case, disk, &chain);
         if let Feed::Nbd { socket, .. } = &feed {
             let socket = socket.clone();
             services.push(ImageService { target: target.clone(), socket, chain: chain.clone() });
         }
         shown.push(ShownDisk {
+            snapshot: None,
             name: case.names.shown_disk(&target),
             feed,
             capacity: disk.facts.capacity,
@@ -122,7 +124,7 @@ pub(super) fn shown(
                 .filter(|_| super::wants_checkpoints(case)),
             images: match read {
                 Read::AsSurveyed => Images::AsSurveyed(chain),
-                Read::AsTheyAre | Read::Clones => Images::AsFound(chain),
+                Read::AsTheyAre | Read::Instead(_) => Images::AsFound(chain),
             },
             base: super::base(case, &target),
             target,
@@ -131,10 +133,10 @@ pub(super) fn shown(
     (shown, services)
 }
 
-fn candidates(case: &Case<'_>, disk: &Wanted<'_>, read: Read) -> Candidates {
+fn candidates(case: &Case<'_>, disk: &Wanted<'_>, read: Read<'_>) -> Candidates {
     match read {
         Read::AsSurveyed => candidates::by_fingerprint(case, disk),
-        Read::AsTheyAre | Read::Clones => candidates::by_digest(case),
+        Read::AsTheyAre | Read::Instead(_) => candidates::by_digest(case),
     }
 }
 

@@ -74,6 +74,7 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
             tracking: tracking(&candidates, checkpoint.as_ref()),
         });
         shown.push(ShownDisk {
+            snapshot: None,
             name: names.shown_disk(&target),
             feed: Feed::Nbd { socket: names.backup_socket(), export: target.to_string() },
             capacity: disk.facts.capacity,

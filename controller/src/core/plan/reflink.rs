@@ -1,6 +1,8 @@
 //! Method reflink: each image is cloned by sharing its blocks, on file systems that can, while the guest is suspended for
 //! that moment; the clones are read. Cleanup removes them.
 
+use std::collections::BTreeMap;
+
 use crate::core::domain::{Sharing, Source};
 use crate::core::facts::{Chain, Reflink};
 use crate::core::names::clone_of;
@@ -29,15 +31,16 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 }
 
 pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
-    let (mut claims, mut clones) = (Vec::new(), Vec::new());
+    let (mut claims, mut clones, mut images) = (Vec::new(), Vec::new(), BTreeMap::new());
     for disk in wanted {
         let Chain::Known(chain) = &disk.facts.chain else { unreachable!("obstacle() refused it") };
         let from = chain[0].path.clone();
         let to = clone_of(&from, case.job);
+        images.insert(disk.disk.target.clone(), to.clone());
         claims.push(Step::ClaimFile { path: to.clone() });
         clones.push(Step::CloneFile { from, to });
     }
-    let (disks, services) = offline::shown(case, wanted, offline::Read::Clones);
+    let (disks, services) = offline::shown(case, wanted, offline::Read::Instead(&images));
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
     let mut release = offline::stops(&services);
     for (disk, clone) in wanted.iter().zip(&clones) {

@@ -8,12 +8,13 @@ use super::*;
 use crate::core::domain::{Format, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
-use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running};
+use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running, Snapshots};
 use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
 use crate::core::tpm::TpmState;
 use crate::core::units::Bytes;
 use crate::core::viewspec::{Candidates, Feed};
+use crate::core::volume::{Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
 const GIB: Bytes = Bytes(1 << 30);
@@ -54,7 +55,8 @@ fn given() -> Given {
     let disk = |format, path: &str, bitmaps| {
         let layer = chain_layer(format, path, 7);
         let reflink = Reflink::Impossible { why: "the file system cannot share blocks".to_owned() };
-        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]), reflink, snapshots: 0 }
+        let volume = Behind::Nothing { why: "it is on no logical volume".to_owned() };
+        DiskFacts { capacity: GIB, bitmaps, chain: Chain::Known(vec![layer]), reflink, volume, snapshots: 0 }
     };
     let disks = BTreeMap::from([
         (target("vda"), disk(Format::Qcow2, "/i/a.qcow2", BitmapSupport::Qcow2V3)),
@@ -76,6 +78,7 @@ fn given() -> Given {
         nvram: Nvram::None,
         tpm: TpmFacts::NoTpm,
         scratch_free: Bytes(100 << 30),
+        epoch: 1_752_513_887,
     };
     let options = Chunkmount {
         method: MethodChoice::Auto,
@@ -86,6 +89,9 @@ fn given() -> Given {
         pause: Pause::Never,
         running: Running::Stays,
         memory: Memory::LeftOut,
+        snapsize: Bytes(5 << 30),
+        snapshots: Snapshots::Allowed,
+        volume: None,
         own_command: vec!["/usr/bin/virt-backup".to_owned()],
     };
     Given { domain, facts, options }
@@ -127,6 +133,17 @@ impl Given {
             job: &job,
             purpose: Purpose::View,
         })
+    }
+
+    /// Both images on one volume.
+    fn on_a_volume(&mut self, size: Bytes, free: Bytes) {
+        for (disk, path) in self.facts.disks.values_mut().zip(["i/a.qcow2", "i/b.img"]) {
+            disk.volume = Behind::Volume(VolumeFacts {
+                volume: Volume::new("vg0", "images").unwrap(),
+                kind: VolumeKind::Thick { size, free },
+                place: Place::Within { file_system: FileSystem::Xfs, path: path.into() },
+            });
+        }
     }
 
     fn spec(&self) -> ViewSpec {
@@ -233,7 +250,7 @@ fn no_checkpoint_is_made_where_none_can_be_or_is_wanted() {
 #[test]
 fn what_cannot_be_backed_up_is_refused_with_a_reason_for_each_disk() {
     type Change = fn(&mut Given);
-    let table: [(&str, Change); 14] = [
+    let table: [(&str, Change); 16] = [
         ("shareable", |g| g.vda().sharing = crate::core::domain::Sharing::Shareable),
         ("transient", |g| g.vda().lifetime = crate::core::domain::Lifetime::Transient),
         ("LUN", |g| g.vda().device = crate::core::domain::Device::Lun),
@@ -249,7 +266,15 @@ fn what_cannot_be_backed_up_is_refused_with_a_reason_for_each_disk() {
         ("run cleanup", |g| g.facts.mount_point = MountPoint::Mounted { source: "chunkfs-mail01".into() }),
         ("is not ours", |g| g.facts.mount_point = MountPoint::Mounted { source: "tmpfs".into() }),
         ("crashed", |g| g.facts.guest.state = GuestState::Other("crashed".into())),
-        ("method lvm is not available yet", |g| g.options.method = MethodChoice::Lvm),
+        ("it is on no logical volume", |g| g.options.method = MethodChoice::Lvm),
+        ("insufficient free space (1 GiB free in vg0, 5 GiB asked)", |g| {
+            g.options.method = MethodChoice::Lvm;
+            g.on_a_volume(Bytes(9 << 30), Bytes(1 << 30));
+        }),
+        ("--no-snapshot forbids it", |g| {
+            g.options.method = MethodChoice::Lvm;
+            g.options.snapshots = Snapshots::Forbidden;
+        }),
         ("no disk to back up", |g| g.options.exclude = BTreeSet::from([target("vda"), target("vdb")])),
     ];
     for (reason, change) in table {
@@ -346,6 +371,35 @@ fn images_of_a_guest_that_is_off_are_read_directly_only_when_they_are_declared_r
         Chain::Unknown { why: "no declared format".into() };
     let refusal = given.decide().unwrap_err().to_string();
     assert!(refusal.contains("vda: no declared format: start the guest"), "{refusal}");
+}
+
+#[test]
+fn images_on_one_volume_share_a_snapshot_for_which_the_guest_is_suspended() {
+    let mut given = given();
+    given.options.method = MethodChoice::Lvm;
+    given.on_a_volume(Bytes(9 << 30), Bytes(9 << 30));
+    let plan = given.decide().unwrap().to_string();
+    let steps: Vec<_> = plan.lines().filter_map(|line| line.trim_start().split_once(". ")).collect();
+    let from = steps.iter().position(|(_, step)| step.starts_with("suspend")).unwrap();
+    let told: Vec<_> = steps[from..from + 6].iter().map(|(_, step)| *step).collect();
+    assert_eq!(
+        told,
+        [
+            "suspend the guest",
+            "snapshot vg0/images as vg0/images_1752513887, with room for 5 GiB of changes",
+            "resume the guest",
+            "make /var/lib/virt-backup/mail01/volumes",
+            "make /var/lib/virt-backup/mail01/volumes/vg0-images_1752513887",
+            "mount vg0/images_1752513887 read-only at /var/lib/virt-backup/mail01/volumes/vg0-images_1752513887 as xfs",
+        ]
+    );
+    let path = "/var/lib/virt-backup/mail01/volumes/vg0-images_1752513887/i/b.img";
+    assert_eq!(given.spec().disks[1].feed, Feed::Image { path: path.into() });
+    let undos: Vec<_> = given.decide().unwrap().steps.iter().rev().filter_map(Step::undo).collect();
+    let at = |found: fn(&Undo) -> bool| undos.iter().position(found).unwrap();
+    let (view, unmount) =
+        (at(|u| matches!(u, Undo::StopView(_))), at(|u| matches!(u, Undo::UnmountVolume { .. })));
+    assert!(view < unmount && unmount < at(|u| matches!(u, Undo::RemoveVolume { .. })), "{undos:?}");
 }
 
 #[test]

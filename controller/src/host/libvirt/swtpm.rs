@@ -30,9 +30,9 @@ pub(super) fn owner() -> Result<(u32, u32)> {
 
 /// The last that a setting is given: `swtpm_user = "tss"`.
 fn value(settings: &str, name: &str) -> Option<String> {
-    let assigned =
+    let mut assigned =
         settings.lines().filter_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix('='));
-    let value = assigned.last()?.trim();
+    let value = assigned.next_back()?.trim();
     let quoted = value.strip_prefix('"').and_then(|rest| rest.split('"').next());
     let plain = || value.split(['#', ' ']).next().unwrap_or(value);
     Some(quoted.unwrap_or_else(plain).to_owned())

@@ -14,10 +14,11 @@ use crate::core::facts::{
 };
 use crate::core::names::{CheckpointName, Target, image_of_overlay};
 use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
+use crate::core::volume::Volume;
 use crate::host::{Begin, Guests, Removal, XmlView};
 
 use super::world::{CHUNKS, Dirty, Job};
-use super::{Guest, Image, Node, Power, SimHost, World};
+use super::{Guest, Image, Node, Power, SimHost, World, volumes};
 
 impl Guests for SimHost {
     fn domain_xml(&self, vm: &str, _view: XmlView) -> Result<Option<String>> {
@@ -41,7 +42,7 @@ impl Guests for SimHost {
         })
     }
 
-    fn disk(&self, domain: &DomainId, disk: &Disk) -> Result<DiskFacts> {
+    fn disk(&self, domain: &DomainId, disk: &Disk, _volume: Option<&Volume>) -> Result<DiskFacts> {
         self.ask(|world| {
             let guest = world.guests.get(&domain.uuid).context("there is no such domain")?;
             let path = guest.disks.get(&disk.target).context("there is no such disk")?;
@@ -55,7 +56,8 @@ impl Guests for SimHost {
                 clock: Clock::Settled,
             };
             let (capacity, chain) = (world.capacity(), Chain::Known(vec![layer]));
-            Ok(DiskFacts { capacity, bitmaps, chain, reflink: Reflink::Possible, snapshots: 0 })
+            let (reflink, volume) = (Reflink::Possible, volumes::behind(path));
+            Ok(DiskFacts { capacity, bitmaps, chain, reflink, volume, snapshots: 0 })
         })
     }
 

@@ -21,6 +21,10 @@ impl Processes for SimHost {
         self.ask(|_| Ok(process_id(self.pid)))
     }
 
+    fn epoch(&self) -> Result<u64> {
+        Ok(1_752_513_887)
+    }
+
     fn boot_id(&self) -> Result<BootId> {
         self.ask(|world| Ok(BootId(format!("boot {}", world.boots))))
     }

@@ -39,6 +39,11 @@ pub enum Node {
     /// Also an overlay: what the guest sees through it.
     Image(Image),
     Clone(Image),
+    /// Of a logical volume, tagged with the domain that it is for: the images that were on it.
+    Snapshot {
+        owner: Uuid,
+        files: BTreeMap<PathBuf, Image>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +117,7 @@ impl World {
     pub fn image(&self, path: &Path) -> Option<&Image> {
         match self.nodes.get(path) {
             Some(Node::Image(image) | Node::Clone(image)) => Some(image),
+            Some(Node::Snapshot { files, .. }) => files.get(Path::new("")),
             _ => None,
         }
     }
@@ -155,10 +161,21 @@ impl World {
         }
     }
 
+    /// With what was to be seen there. False: nothing was mounted.
+    pub fn unmount(&mut self, point: &Path) -> bool {
+        let was = self.mounts.remove(point).is_some();
+        if was {
+            self.nodes.retain(|path, _| path == point || !path.starts_with(point));
+        }
+        was
+    }
+
     pub fn cut_power(&mut self) {
         self.boots += 1;
         self.processes.clear();
-        self.mounts.clear();
+        for point in self.mounts.keys().cloned().collect::<Vec<_>>() {
+            self.unmount(&point);
+        }
         self.guards.clear();
         for guest in self.guests.values_mut() {
             guest.job = None;
@@ -179,7 +196,7 @@ impl World {
         let (size, time) = match self.nodes.get(path)? {
             Node::Image(image) | Node::Clone(image) => (CHUNKS as u64 * CHUNK_BYTES, image.touched),
             Node::File(content) => (content.len() as u64, 0),
-            Node::Dir | Node::Socket | Node::Scratch => (0, 0),
+            Node::Dir | Node::Socket | Node::Scratch | Node::Snapshot { .. } => (0, 0),
         };
         Some(Fingerprint { device: 1, inode: 1, size, mtime_nanos: time, ctime_nanos: time })
     }

@@ -1,0 +1,133 @@
+//! The simulated machine's logical volumes: those of the group `vg0`, and the file system on its volume `images`, which is
+//! mounted at `/lv`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::core::names::Uuid;
+use crate::core::units::Bytes;
+use crate::core::volume::{
+    Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind, VolumeMount, VolumeSnapshot,
+};
+use crate::host::{Removal, Volumes};
+
+use super::world::{Image, Mount, Program};
+use super::{Guest, Node, Power, SimHost, World};
+
+const MOUNTED_AT: &str = "/lv";
+
+/// Where an image's path tells that it is.
+pub(super) fn behind(path: &Path) -> Behind {
+    let facts = |name: &str, place| {
+        let volume = Volume::new("vg0", name)?;
+        let kind = VolumeKind::Thick { size: Bytes(1 << 30), free: Bytes(1 << 40) };
+        Some(Behind::Volume(VolumeFacts { volume, kind, place }))
+    };
+    let found = match (path.strip_prefix("/dev/vg0"), path.strip_prefix(MOUNTED_AT)) {
+        (Ok(name), _) => name.to_str().and_then(|name| facts(name, Place::Whole)),
+        (_, Ok(below)) => {
+            facts("images", Place::Within { file_system: FileSystem::Ext4, path: below.to_owned() })
+        }
+        _ => None,
+    };
+    found.unwrap_or_else(|| Behind::Nothing { why: format!("{} is on no logical volume", path.display()) })
+}
+
+/// The images on a volume, by their path on it; a volume that is an image has it at the empty path.
+fn images_on(world: &World, volume: &Volume) -> BTreeMap<PathBuf, Image> {
+    let on = |path: &PathBuf| match behind(path) {
+        Behind::Volume(facts) if facts.volume == *volume => Some(match facts.place {
+            Place::Whole => PathBuf::new(),
+            Place::Within { path, .. } => path,
+        }),
+        _ => None,
+    };
+    let images = world.nodes.iter().filter_map(|(path, node)| match node {
+        Node::Image(image) => Some((on(path)?, image.clone())),
+        _ => None,
+    });
+    images.collect()
+}
+
+impl Volumes for SimHost {
+    fn volume_exists(&self, volume: &Volume) -> Result<bool> {
+        self.ask(|world| Ok(world.nodes.contains_key(&volume.device())))
+    }
+
+    fn snapshot_volume(&self, snapshot: &VolumeSnapshot) -> Result<()> {
+        self.effect("snapshot_volume", |world| {
+            let device = snapshot.snapshot.device();
+            if world.nodes.contains_key(&device) {
+                bail!("{} exists already", snapshot.snapshot);
+            }
+            let held = |guest: &Guest| guest.power == Power::Off || guest.suspended;
+            let is_on = |path: &PathBuf| matches!(behind(path), Behind::Volume(facts) if facts.volume == snapshot.origin);
+            if world.guests.values().any(|guest| guest.disks.values().any(is_on) && !held(guest)) {
+                world.violations.push(format!("{} is snapshotted while its guest writes", snapshot.origin));
+            }
+            let files = images_on(world, &snapshot.origin);
+            world.nodes.insert(device, Node::Snapshot { owner: snapshot.owner.clone(), files });
+            Ok(())
+        })
+    }
+
+    fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal> {
+        self.effect("remove_volume", |world| {
+            let device = volume.device();
+            match world.nodes.get(&device) {
+                Some(Node::Snapshot { owner: marked, .. }) if marked == owner => {}
+                _ => return Ok(Removal::AlreadyGone),
+            }
+            let mounted = world.mounts.values().any(|mount| Path::new(&mount.source) == device);
+            let served =
+                |program: &Program| matches!(program, Program::QemuNbd { image, .. } if *image == device);
+            if mounted || world.processes.values().any(served) {
+                bail!("{volume} is in use");
+            }
+            world.nodes.remove(&device);
+            Ok(Removal::Removed)
+        })
+    }
+
+    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>> {
+        self.ask(|world| {
+            let ours = world.nodes.iter().filter_map(|(path, node)| match node {
+                Node::Snapshot { owner: marked, .. } if marked == owner => path.to_str()?.parse().ok(),
+                _ => None,
+            });
+            Ok(ours.collect())
+        })
+    }
+
+    fn mount_volume(&self, mount: &VolumeMount) -> Result<()> {
+        self.effect("mount_volume", |world| {
+            let device = mount.snapshot.device();
+            let Some(Node::Snapshot { files, .. }) = world.nodes.get(&device).cloned() else {
+                bail!("{} is not there", mount.snapshot)
+            };
+            if world.nodes.get(&mount.point) != Some(&Node::Dir) {
+                bail!("{} is not there", mount.point.display());
+            }
+            let source = device.to_str().context("a plain path")?.to_owned();
+            world.mounts.insert(mount.point.clone(), Mount { source, view: BTreeMap::new() });
+            let shown = files.into_iter().map(|(path, image)| (mount.point.join(path), Node::Clone(image)));
+            world.nodes.extend(shown);
+            Ok(())
+        })
+    }
+
+    fn unmount_volume(&self, point: &Path) -> Result<Removal> {
+        self.effect("unmount_volume", |world| {
+            let served = |program: &Program| matches!(program, Program::QemuNbd { image, .. } if image.starts_with(point));
+            if world.processes.values().any(served) {
+                bail!("{} is in use", point.display());
+            }
+            Ok(match world.unmount(point) {
+                true => Removal::Removed,
+                false => Removal::AlreadyGone,
+            })
+        })
+    }
+}

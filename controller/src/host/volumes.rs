@@ -1,0 +1,300 @@
+//! Logical volumes of this machine: which one is behind an image, and snapshots of it, by the programs of LVM.
+//! Never probes what is on a volume: its file system is what the kernel has mounted.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use chunkfs::mount::points;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde::Deserialize;
+
+use crate::core::domain::{Disk, Source};
+use crate::core::names::Uuid;
+use crate::core::units::Bytes;
+use crate::core::volume::{
+    Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind, VolumeMount, VolumeSnapshot, is_below, tag_of,
+};
+
+use super::machine::Machine;
+use super::{Removal, Volumes, exec};
+
+/// LVM waits for its locks, and for devices to settle.
+const LVM_WITHIN: Duration = Duration::from_secs(60);
+/// For whoever still has a volume open to let go of it: a daemon that ends, udev that looks at it.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
+const MAPPER: &str = "/dev/mapper/control";
+
+/// A volume, as `lvs` tells of it; see lvs(8) for what the letters of `lv_attr` mean.
+#[derive(Debug, Deserialize)]
+struct Row {
+    vg_name: String,
+    lv_name: String,
+    lv_size: String,
+    lv_attr: String,
+    segtype: String,
+    pool_lv: String,
+    vg_free: String,
+    data_percent: String,
+    metadata_percent: String,
+    lv_tags: String,
+    lv_snapshot_invalid: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Report {
+    report: Vec<Group>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    lv: Vec<Row>,
+}
+
+impl Volumes for Machine {
+    fn volume_exists(&self, volume: &Volume) -> Result<bool> {
+        Ok(find(volume)?.is_some())
+    }
+
+    fn snapshot_volume(&self, snapshot: &VolumeSnapshot) -> Result<()> {
+        let mut words = vec!["--yes".to_owned(), "--quiet".to_owned(), "--snapshot".to_owned()];
+        words.extend(["--name".to_owned(), snapshot.snapshot.name().to_owned()]);
+        words.extend(["--addtag".to_owned(), tag_of(&snapshot.owner)]);
+        words.extend(match snapshot.room {
+            Some(room) => ["--size".to_owned(), format!("{}b", room.0)],
+            None => ["--setactivationskip".to_owned(), "n".to_owned()],
+        });
+        words.push(snapshot.origin.to_string());
+        lvm("lvcreate", &words)
+    }
+
+    fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal> {
+        let Some(row) = find(volume)?.filter(|row| row.has_tag(owner)) else {
+            return Ok(Removal::AlreadyGone);
+        };
+        let spoilt = row.is_invalid().then(|| {
+            format!(
+                "the snapshot {volume} overflowed: what was read of it after that failed, and this backup is not whole: \
+                 see --snapsize"
+            )
+        });
+        let words = ["--yes".to_owned(), "--quiet".to_owned(), volume.to_string()];
+        let deadline = Instant::now() + FREE_WITHIN;
+        while let Err(error) = lvm("lvremove", &words) {
+            if find(volume)?.is_none() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(spoilt.map_or(Removal::Removed, Removal::Spoilt))
+    }
+
+    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>> {
+        if !lvm_is_here() {
+            return Ok(Vec::new());
+        }
+        let ours = lvs(&[])?.into_iter().filter(|row| row.has_tag(owner));
+        Ok(ours.filter_map(|row| Volume::new(&row.vg_name, &row.lv_name)).collect())
+    }
+
+    fn mount_volume(&self, mount: &VolumeMount) -> Result<()> {
+        let (device, file_system) = (mount.snapshot.device(), mount.file_system);
+        let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        let options = file_system
+            .mount_options()
+            .map(|options| std::ffi::CString::new(options).expect("they are constant, without a zero byte"));
+        rustix::mount::mount(&device, &mount.point, file_system.name(), flags, options.as_deref())
+            .with_context(|| format!("mount {} as {}", device.display(), file_system.name()))
+    }
+
+    fn unmount_volume(&self, point: &Path) -> Result<Removal> {
+        let Ok(path) = points::absolute(point) else { return Ok(Removal::AlreadyGone) };
+        if points::at(&path).context("read the mount table")?.is_none() {
+            return Ok(Removal::AlreadyGone);
+        }
+        let deadline = Instant::now() + FREE_WITHIN;
+        loop {
+            match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
+                Ok(()) => return Ok(Removal::Removed),
+                Err(Errno::BUSY) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error).with_context(|| format!("unmount {}", path.display())),
+            }
+        }
+    }
+}
+
+/// `told`: the volume behind an image file, where the user knows better.
+pub(super) fn behind(disk: &Disk, told: Option<&Volume>) -> Behind {
+    match find_behind(disk, told) {
+        Ok(facts) => Behind::Volume(facts),
+        Err(why) => Behind::Nothing { why: format!("{why:#}") },
+    }
+}
+
+fn find_behind(disk: &Disk, told: Option<&Volume>) -> Result<VolumeFacts> {
+    let (Source::File(path) | Source::Block(path)) = &disk.source else {
+        bail!("{} is neither a logical volume nor a file on one", disk.source);
+    };
+    let path = fs::canonicalize(path).with_context(|| format!("find {}", path.display()))?;
+    let metadata = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+    let (device, place) = match metadata.file_type().is_block_device() {
+        true => (metadata.rdev(), Place::Whole),
+        false => (metadata.dev(), place_of(&path, &metadata)?),
+    };
+    let row = match (told, &place) {
+        (Some(volume), Place::Within { .. }) => {
+            find(volume)?.ok_or_else(|| anyhow!("there is no logical volume {volume}"))?
+        }
+        _ => row_of(device).with_context(|| format!("the device of {}", path.display()))?,
+    };
+    row.facts(place)
+}
+
+/// Where a file is within its file system.
+fn place_of(path: &Path, metadata: &Metadata) -> Result<Place> {
+    let mounts = points::all().context("read the mount table")?;
+    // Of those at the same place the last one is seen.
+    let mount = mounts.iter().filter(|mount| path.starts_with(&mount.path));
+    let mount = mount.max_by_key(|mount| mount.path.components().count());
+    let mount = mount.with_context(|| format!("{} is on no file system", path.display()))?;
+    let file_system = FileSystem::of_kernel(&mount.fs_type).with_context(|| {
+        format!(
+            "the file system of {} is {}: only ext4 and XFS can be mounted once more from a snapshot",
+            path.display(),
+            mount.fs_type
+        )
+    })?;
+    let device = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+    if mount.device != format!("{}:{}", device.0, device.1) {
+        bail!("{} is not on {}, where it seems to be", path.display(), mount.source);
+    }
+    let below = path.strip_prefix(&mount.path)?;
+    let path = mount.root.join(below);
+    let path = path.strip_prefix("/").unwrap_or(&path).to_owned();
+    if !is_below(&path) {
+        bail!("{} has no plain path within its file system", path.display());
+    }
+    Ok(Place::Within { file_system, path })
+}
+
+/// What the kernel says of a device: whether it is LVM's, without starting any program.
+fn row_of(device: u64) -> Result<Row> {
+    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let told = |file: &str| fs::read_to_string(format!("/sys/dev/block/{number}/dm/{file}"));
+    match told("uuid") {
+        Ok(uuid) if uuid.starts_with("LVM-") => {}
+        _ => bail!("{number} is no logical volume"),
+    }
+    let name = told("name").context("ask the kernel for its name")?;
+    let path = Path::new("/dev/mapper").join(name.trim());
+    let rows = lvs(&[path.as_os_str()])?;
+    rows.into_iter().next().with_context(|| format!("lvs does not know {}", path.display()))
+}
+
+fn find(volume: &Volume) -> Result<Option<Row>> {
+    let select = format!("vg_name=\"{}\" && lv_name=\"{}\"", volume.group(), volume.name());
+    Ok(lvs(&["--select".as_ref(), select.as_ref()])?.into_iter().next())
+}
+
+fn lvm_is_here() -> bool {
+    Path::new(MAPPER).exists() && exec::is_installed(Path::new("lvs"))
+}
+
+fn lvs(words: &[&OsStr]) -> Result<Vec<Row>> {
+    const FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,segtype,pool_lv,vg_free,data_percent,metadata_percent,\
+                          lv_tags,lv_snapshot_invalid";
+    let mut arguments = exec::arguments(
+        ["--reportformat", "json", "--units", "b", "--nosuffix", "--options", FIELDS].map(OsStr::new),
+    );
+    arguments.extend(exec::arguments(words.iter().copied()));
+    let text = exec::output(Path::new("lvs"), &arguments, LVM_WITHIN).context("lvs")?;
+    let report: Report = serde_json::from_slice(&text).context("understand what lvs says")?;
+    Ok(report.report.into_iter().flat_map(|group| group.lv).collect())
+}
+
+fn lvm(program: &str, words: &[String]) -> Result<()> {
+    let arguments: Vec<_> = words.iter().map(OsString::from).collect();
+    exec::run(Path::new(program), &arguments, LVM_WITHIN).context(program.to_owned())
+}
+
+impl Row {
+    fn has_tag(&self, owner: &Uuid) -> bool {
+        let tag = tag_of(owner);
+        self.lv_tags.split(',').any(|word| word == tag)
+    }
+
+    /// A snapshot that overflowed; the fifth letter of the attributes is its state.
+    fn is_invalid(&self) -> bool {
+        self.lv_snapshot_invalid == "snapshot invalid"
+            || matches!(self.lv_attr.as_bytes().get(4), Some(b'I' | b'S'))
+    }
+
+    fn facts(&self, place: Place) -> Result<VolumeFacts> {
+        let volume = Volume::new(&self.vg_name, &self.lv_name).context("it has an odd name")?;
+        if self.lv_attr.starts_with(['s', 'S']) {
+            bail!("{volume} is itself a snapshot");
+        }
+        let bytes =
+            |text: &str| text.parse().map(Bytes).with_context(|| format!("understand the size {text:?}"));
+        let kind = match self.segtype.as_str() {
+            "thin" => self.pool()?,
+            _ => VolumeKind::Thick { size: bytes(&self.lv_size)?, free: bytes(&self.vg_free)? },
+        };
+        Ok(VolumeFacts { volume, kind, place })
+    }
+
+    fn pool(&self) -> Result<VolumeKind> {
+        let pool = Volume::new(&self.vg_name, &self.pool_lv).context("its pool has an odd name")?;
+        let row = find(&pool)?.with_context(|| format!("there is no pool {pool}"))?;
+        let percent = |text: &str| {
+            let exact: f64 = text.parse().with_context(|| format!("understand how full {pool} is"))?;
+            // Rounded down; a cast keeps within 0 and 255.
+            anyhow::Ok(exact as u8)
+        };
+        Ok(VolumeKind::Thin {
+            pool: self.pool_lv.clone(),
+            data_percent: percent(&row.data_percent)?,
+            metadata_percent: percent(&row.metadata_percent)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(attr: &str, segtype: &str) -> Row {
+        let text = format!(
+            r#"{{"vg_name":"vg0","lv_name":"mail01","lv_size":"67108864","lv_attr":"{attr}","segtype":"{segtype}",
+            "pool_lv":"","vg_free":"3930062848","data_percent":"","metadata_percent":"",
+            "lv_tags":"nightly,virt-backup:c7a5fdbd-edaf-9455-926a-d65c16db1809","lv_snapshot_invalid":"unknown"}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn what_lvs_says_is_understood() {
+        let facts = row("-wi-ao----", "linear").facts(Place::Whole).unwrap();
+        assert_eq!(facts.kind, VolumeKind::Thick { size: Bytes(64 << 20), free: Bytes(3_930_062_848) });
+        assert!(row("swi-a-s---", "linear").facts(Place::Whole).is_err(), "a snapshot has none");
+        assert!(!row("swi-a-s---", "linear").is_invalid());
+        assert!(row("swi-I-s---", "linear").is_invalid());
+    }
+
+    #[test]
+    fn only_the_tag_of_its_owner_makes_a_volume_ours() {
+        let ours = Uuid::new("c7a5fdbd-edaf-9455-926a-d65c16db1809").unwrap();
+        let other = Uuid::new("c7a5fdbd-edaf-9455-926a-d65c16db1800").unwrap();
+        assert!(row("swi-a-s---", "linear").has_tag(&ours));
+        assert!(!row("swi-a-s---", "linear").has_tag(&other));
+    }
+}
