@@ -17,7 +17,7 @@ fn libvirt_every_refusal_says_why_and_leaves_nothing() {
             (&["chunkmount", "mail01", "--exclude=vda"], 1, "there is no disk to back up"),
             (&["chunkmount", "mail01", "--blocksize=5000"], 2, "multiple of 4096"),
             (&["chunkmount", "mail01", "--track=perhaps"], 2, "one of auto, bitmap, digest, none"),
-            (&["chunkmount", "mail01", "--method=lvm"], 1, "not available yet"),
+            (&["chunkmount", "mail01", "--method=lvm"], 1, "this would work for it: --method=pull"),
             (&["chunkmount", "mail01", "--method=offline"], 1, "the guest is not shut off"),
             (&["chunkmount", "mail01", "--quiesce=require"], 1, "freeze the guest's file systems"),
             (&["--action=frobnicate", "--vm=mail01"], 2, "frobnicate"),
@@ -110,9 +110,10 @@ fn libvirt_a_dry_run_tells_the_plan_and_touches_nothing() {
 #[test]
 fn libvirt_the_list_tells_what_auto_would_take_and_why_nothing_better() {
     with_libvirt("libvirt_the_list_tells_what_auto_would_take_and_why_nothing_better", |lab| {
-        let guests = [lab.guest("a", &[SMALL]), lab.guest_off("b", &[SMALL]), lab.guest_off("c", &[SMALL])];
+        let raw = Disk { format: "raw", ..SMALL };
+        let guests = [lab.guest("a", &[SMALL]), lab.guest_off("b", &[SMALL]), lab.guest_off("c", &[raw])];
         // Other guests could write to the disk of c: no method has a point in time of it.
-        let xml = virsh_ok(&["dumpxml", "--inactive", "c"]).replace("qcow2'/>", "raw'/>");
+        let xml = virsh_ok(&["dumpxml", "--inactive", "c"]);
         let xml = xml.replace("<target dev='vda'", "<shareable/><target dev='vda'");
         let file = lab.path("images/c.xml");
         fs::write(&file, xml).unwrap();
@@ -128,7 +129,7 @@ fn libvirt_the_list_tells_what_auto_would_take_and_why_nothing_better() {
         assert_eq!(auto("c"), (serde_json::Value::Null, "running".into()));
         let over = of("c")["auto"]["passed_over"].as_array().unwrap();
         let methods: Vec<_> = over.iter().map(|over| over["method"].as_str().unwrap()).collect();
-        assert_eq!(methods, ["pull", "external", "reflink"]);
+        assert_eq!(methods, ["pull", "external", "lvm", "reflink"]);
         assert!(over[0]["why"].as_str().unwrap().starts_with("vda: it is shareable"), "{over:?}");
 
         // While a view is up, too: the next job would clear it.
