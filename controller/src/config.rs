@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 use toml::Spanned;
@@ -109,15 +108,10 @@ fn with(words: &[OsString], put: &[Put]) -> Result<Cli, String> {
 fn place(words: &[OsString]) -> usize {
     let names: Vec<String> = Cli::command().get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     let is_name = |word: &OsString| word.to_str().is_some_and(|word| names.iter().any(|name| name == word));
-    // An option's value may be called as a command is; what is parsed without what stands before tells.
-    let candidates = (1..words.len()).filter(|at| is_name(&words[*at]));
-    let mut candidates = candidates.filter(|at| {
-        let program = words.first().cloned().unwrap_or_default();
-        let rest: Vec<_> = std::iter::once(program).chain(words[*at..].iter().cloned()).collect();
-        match parsed(&rest) {
-            Ok(_) => true,
-            Err(error) => error.kind() == ErrorKind::DisplayHelp,
-        }
+    // An option's value may be called as a command is. Where a command can stand, another one can.
+    let mut candidates = (1..words.len()).filter(|at| is_name(&words[*at])).filter(|at| {
+        let other = words[..*at].iter().cloned().chain(["status".into()]).collect::<Vec<_>>();
+        parsed(&other).is_ok_and(|matches| matches.subcommand_name() == Some("status"))
     });
     candidates.next().map_or(words.len().min(1), |at| at + 1)
 }
