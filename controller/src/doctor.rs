@@ -45,6 +45,7 @@ pub(crate) fn doctor(context: &Context, json: bool) -> Result<u8, Failure> {
         qemu_programs(),
         backup_dir(context),
         room(context),
+        volume_groups(context),
         confinement(),
         compressors(),
         leftovers(context),
@@ -156,6 +157,26 @@ fn room(context: &Context) -> Finding {
         ),
         Err(error) => not(WHAT, Verdict::Missing, format!("{error:#}"), "look at it, or see --statedir"),
     }
+}
+
+/// A thick snapshot of the default size needs as much.
+const LITTLE_ROOM_IN_GROUP: u64 = 5 << 30;
+
+fn volume_groups(context: &Context) -> Finding {
+    const WHAT: &str = "LVM";
+    let groups = match context.machine.volume_groups() {
+        Ok(Some(groups)) => groups,
+        Ok(None) => return fine(WHAT, "not there, and needed for method lvm only"),
+        Err(error) => return not(WHAT, Verdict::Lacking, format!("{error:#}"), "method lvm needs it"),
+    };
+    let told: Vec<_> = groups.iter().map(|(name, free)| format!("{name} has {free} free")).collect();
+    let found = if told.is_empty() { "no volume group".to_owned() } else { told.join("; ") };
+    if groups.iter().all(|(_, free)| free.0 >= LITTLE_ROOM_IN_GROUP) {
+        return fine(WHAT, found);
+    }
+    let remedy =
+        "a thick snapshot has 5 GiB unless --snapsize says less; a thin one needs none; method pull neither";
+    not(WHAT, Verdict::Lacking, found, remedy)
 }
 
 fn confinement() -> Finding {

@@ -62,7 +62,10 @@ impl Device {
     fn ask(&self) -> rustix::io::Result<()> {
         let mut memory = [0; 2 * BLOCK];
         let start = memory.as_ptr().align_offset(BLOCK);
-        pread(&self.file, &mut memory[start..start + BLOCK], 0).map(drop)
+        match pread(&self.file, &mut memory[start..start + BLOCK], 0)? {
+            BLOCK => Ok(()),
+            _ => Err(rustix::io::Errno::IO),
+        }
     }
 
     /// Asks, unless it has done so just now or another thread is at it.
@@ -167,6 +170,23 @@ mod tests {
     use crate::source::image::ImageSource;
     use crate::source::memory::MemorySource;
     use std::io::Write;
+
+    #[test]
+    fn once_a_device_cannot_be_read_nothing_more_is() {
+        let mut device = tempfile::NamedTempFile::new().unwrap();
+        device.write_all(&[1; 2 * BLOCK]).unwrap();
+        let paths = [device.path().to_owned()];
+        let guard = || GuardedSource::new(Arc::new(MemorySource::new(vec![7; 4096])), &[], &paths);
+        let guarded = guard().unwrap();
+        guarded.read_at(0, &mut [0; 16]).unwrap();
+
+        device.as_file().set_len(0).unwrap();
+        std::thread::sleep(ASK_AGAIN_AFTER);
+        let error = guarded.read_at(0, &mut [0; 16]).unwrap_err().to_string();
+        assert!(error.contains("cannot be read any more"), "{error}");
+        device.as_file().set_len(8192).unwrap();
+        guarded.check().expect_err("what has failed once is not believed again");
+    }
 
     #[test]
     fn once_a_file_is_touched_nothing_more_is_read() {

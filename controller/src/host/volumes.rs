@@ -132,6 +132,24 @@ impl Volumes for Machine {
     }
 }
 
+impl Machine {
+    /// The volume groups and what each has free. None: this machine has no LVM.
+    pub fn volume_groups(&self) -> Result<Option<Vec<(String, Bytes)>>> {
+        if !lvm_is_here() {
+            return Ok(None);
+        }
+        let words = ["--noheadings", "--units", "b", "--nosuffix", "--options", "vg_name,vg_free"];
+        let arguments = exec::arguments(words.map(OsStr::new));
+        let text = exec::output(Path::new("vgs"), &arguments, LVM_WITHIN).context("vgs")?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let group = |line: &str| {
+            let (name, free) = line.trim().split_once(' ')?;
+            Some((name.to_owned(), Bytes(free.trim().parse().ok()?)))
+        };
+        Ok(Some(text.lines().filter_map(group).collect()))
+    }
+}
+
 /// `told`: the volume behind an image file, where the user knows better.
 pub(super) fn behind(disk: &Disk, told: Option<&Volume>) -> Behind {
     match find_behind(disk, told) {
