@@ -72,7 +72,7 @@ struct Folder {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     #[error(
-        "{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", have a slash, or be longer than 250 bytes"
+        "{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", be longer than 250 bytes, or have a slash, but for one in the name of a file"
     )]
     Name(String),
     #[error("there are two of {0:?}")]
@@ -496,5 +496,38 @@ impl std::fmt::Debug for WholeView {
             .field("layout", &self.layout)
             .field("disks", &self.disks)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_may_stand_in_directories_of_their_own_one_level_deep() {
+        let check = |files: &[&str]| check_names(["a"].into_iter(), files.iter().copied());
+        for fine in [&["a.xml", "t/x", "t/y", "u/x"][..], &["t/x.b3"], &[]] {
+            assert_eq!(check(fine), Ok(()), "{fine:?}");
+        }
+        for name in ["t/", "/x", "t/../x", "t/x/y", "../x", "t/..", ".", ""] {
+            assert_eq!(
+                check(&[name]),
+                Err(LayoutError::Name(name.to_owned())).or_else(of_its_folder(name)),
+                "{name:?}"
+            );
+        }
+        for (files, twice) in
+            [(&["t", "t/x"][..], "t"), (&["t/x", "t/x"], "t/x"), (&["a/x"], "a"), (&["a.b3/x"], "a.b3")]
+        {
+            assert_eq!(check(files), Err(LayoutError::Twice(twice.to_owned())), "{files:?}");
+        }
+    }
+
+    /// A directory of no name is found before the file in it.
+    fn of_its_folder(name: &str) -> impl Fn(LayoutError) -> Result<(), LayoutError> + '_ {
+        move |error| match name.split_once('/') {
+            Some((folder, _)) if !is_name(folder) => Err(LayoutError::Name(folder.to_owned())),
+            _ => Err(error),
+        }
     }
 }
