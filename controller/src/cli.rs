@@ -65,6 +65,10 @@ pub(crate) struct Common {
     )]
     pub(crate) connect: Vec<String>,
 
+    /// What is to be the default of options, for all VMs and for single ones; /etc/virt-backup.toml if that is there
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// Tell more of what is done
     #[arg(long, global = true)]
     pub(crate) debug: bool,
@@ -96,9 +100,9 @@ pub(crate) enum Command {
     Boot(Box<Boot>),
     /// Run a guest from a tree of chunks until it has proven that it lives, and throw it away; exit status 6 if it does not
     Drill(Box<Drill>),
-    /// Tell which jobs there are and what is owed
+    /// Tell which jobs there are, what is owed, and which guests run from a backup
     Status(Report),
-    /// Tell which VMs there are
+    /// Tell which VMs there are, how each would be backed up, and why not better
     List(Report),
     /// Tell whether this host is ready, and what to do if not
     Doctor(Report),
@@ -470,6 +474,34 @@ impl Common {
     }
 }
 
+impl Command {
+    /// The VMs that are worked through one after the other, if the command has such.
+    pub(crate) fn vms(&self) -> Option<&Vms> {
+        match self {
+            Command::Chunkmount(args) => Some(&args.vms),
+            Command::Dump(args) => Some(&args.copy.vms),
+            Command::Convert(args) => Some(&args.copy.vms),
+            Command::Archive(args) => Some(&args.vms),
+            Command::Cleanup(args) => Some(&args.vms),
+            _ => None,
+        }
+    }
+
+    /// The same command for one of them.
+    pub(crate) fn only(mut self, vm: &str) -> Command {
+        let vms = match &mut self {
+            Command::Chunkmount(args) => &mut args.vms,
+            Command::Dump(args) => &mut args.copy.vms,
+            Command::Convert(args) => &mut args.copy.vms,
+            Command::Archive(args) => &mut args.vms,
+            Command::Cleanup(args) => &mut args.vms,
+            _ => return self,
+        };
+        *vms = Vms { names: vec![vm.to_owned()], more: Vec::new() };
+        self
+    }
+}
+
 impl Vms {
     /// Each once, in the order given.
     pub(crate) fn list(&self) -> Vec<String> {
@@ -540,6 +572,14 @@ impl Copy {
 }
 
 impl Job {
+    /// As it is when nothing is said.
+    pub(crate) fn usual() -> Job {
+        match Cli::parse_from(["virt-backup", "chunkmount", "vm"]).command {
+            Command::Chunkmount(args) => args.job,
+            _ => unreachable!("the words say chunkmount"),
+        }
+    }
+
     pub(crate) fn options(&self, own_command: Vec<String>) -> options::Chunkmount {
         options::Chunkmount {
             method: self.method,

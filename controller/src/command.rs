@@ -17,7 +17,7 @@ use crate::session::{OpenError, RunError, Unwound};
 use crate::survey;
 
 pub use archive::{Archived, archive};
-pub use chunkmount::{Mounted, chunkmount, plan};
+pub use chunkmount::{Mounted, chunkmount, outlook, plan};
 pub use cleanup::cleanup;
 pub use dump::{Dumped, dump, plan_dump};
 pub use forget::forget;

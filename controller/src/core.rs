@@ -16,6 +16,7 @@ pub mod restore;
 pub mod retention;
 pub mod rewrite;
 pub mod step;
+pub mod tpm;
 pub mod units;
 pub mod viewspec;
 pub mod volume;

@@ -17,6 +17,7 @@ pub mod local;
 pub mod machine;
 mod processes;
 mod scope;
+mod strict;
 pub mod sim;
 mod volumes;
 
@@ -32,6 +33,7 @@ use crate::core::facts::{CheckpointFacts, DiskFacts, Fingerprint, GuestFacts, In
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{CheckpointName, JobId, Target, Uuid};
 use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
+use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 use crate::core::volume::{Volume, VolumeMount, VolumeSnapshot};
 
@@ -59,6 +61,10 @@ pub trait Files {
     fn copy_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// What was written to these files is on the disk; what is written meanwhile, as far as it goes quickly.
     fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()>;
+    /// What is in a directory that others write to: no link is followed, not even to the directory. None: there is none.
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>>;
+    /// A copy of a regular file in such a directory, an error when it is larger. Mode 0600, and whole as `copy_file` has it.
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()>;
     /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.

@@ -1,6 +1,7 @@
 //! The program `virt-backup`: reads its command line, does what it says, and tells how it went.
 
 mod cli;
+mod config;
 mod doctor;
 mod report;
 mod run;
@@ -8,21 +9,21 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let words = match words::words(std::env::args_os().collect()) {
-        Ok(words) => words,
+    let commands = match config::commands(words::words(std::env::args_os().collect())) {
+        Ok(commands) => commands,
         Err(why) => {
             eprintln!("virt-backup: {why}");
             return ExitCode::from(2);
         }
     };
-    let cli = cli::Cli::parse_from(words);
-    log_to_stderr(&cli.common);
-    ExitCode::from(run::run(cli))
+    if let Some(first) = commands.first() {
+        log_to_stderr(&first.common);
+    }
+    ExitCode::from(run::run(commands))
 }
 
 fn log_to_stderr(common: &cli::Common) {

@@ -2,17 +2,21 @@
 //! Changes nothing and takes no lock.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
-use virt_backup::command::Failure;
+use virt_backup::command::restore::boot::{self, Booted, Life};
+use virt_backup::command::{self, Failure};
 use virt_backup::core::lock::{self, Holder};
-use virt_backup::core::names::{Names, VmName, vm_of_lock};
+use virt_backup::core::names::{Names, Uuid, VmName, vm_of_lock};
+use virt_backup::core::plan::Outlook;
+use virt_backup::host::libvirt::Listed;
 use virt_backup::host::{Files, Processes};
 use virt_backup::session;
 
+use crate::cli::Job;
 use crate::run::Context;
 
 const OWED: u8 = 3;
@@ -44,6 +48,56 @@ enum State {
     Abandoned,
 }
 
+/// A guest that was started from a backup: so that nobody forgets it.
+#[derive(Debug, Serialize)]
+struct BootStatus {
+    vm: VmName,
+    state: BootState,
+    uuid: Option<Uuid>,
+    /// The tree that it runs from.
+    from: Option<PathBuf>,
+    since: Option<String>,
+    owed: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum BootState {
+    RunsFromBackup,
+    /// It has ended, and what it wrote is still there.
+    EndedFromBackup,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Line {
+    Job(JobStatus),
+    Boot(BootStatus),
+}
+
+/// A guest, and what a backup of it would be.
+#[derive(Debug, Serialize)]
+struct ListedStatus<'a> {
+    #[serde(flatten)]
+    guest: &'a Listed,
+    auto: Option<Outlook>,
+    /// Why nothing is known of that.
+    error: Option<String>,
+}
+
+/// The guests that were started from a backup and have ended, but for what they wrote.
+pub(crate) fn ended_boots(context: &Context) -> Result<Vec<VmName>> {
+    let boots = boots(context)?.into_iter().filter(|boot| boot.life == Life::Ended);
+    Ok(boots.map(|boot| boot.name).collect())
+}
+
+fn boots(context: &Context) -> Result<Vec<Booted>> {
+    let (machine, places) = (&context.machine, &context.places);
+    let names = machine.list(&places.state_dir)?.unwrap_or_default();
+    let vms = names.iter().filter_map(|name| VmName::new(name).ok());
+    vms.filter_map(|vm| boot::booted(machine, places, &vm).transpose()).collect()
+}
+
 /// The VMs whose journal, lock or view is there.
 pub(crate) fn vms_with_jobs(context: &Context) -> Result<Vec<VmName>> {
     let (machine, places) = (&context.machine, &context.places);
@@ -62,15 +116,51 @@ pub(crate) fn vms_with_jobs(context: &Context) -> Result<Vec<VmName>> {
 pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
     let jobs = vms_with_jobs(context)?.into_iter().map(|vm| job(context, vm));
     let jobs = jobs.collect::<Result<Vec<_>>>()?;
+    let boots = boots(context)?.into_iter().map(boot_status);
+    let lines: Vec<_> = jobs.into_iter().map(Line::Job).chain(boots.map(Line::Boot)).collect();
     if json {
-        print_json(&jobs)?;
-    } else if jobs.is_empty() {
+        print_json(&lines)?;
+    } else if lines.is_empty() {
         println!("no job is underway, and nothing is owed");
     } else {
-        jobs.iter().for_each(print_job);
+        lines.iter().for_each(|line| match line {
+            Line::Job(job) => print_job(job),
+            Line::Boot(boot) => print_boot(boot),
+        });
     }
-    let abandoned = jobs.iter().any(|job| job.state == State::Abandoned);
-    Ok(if abandoned { OWED } else { 0 })
+    let owes = |line: &Line| match line {
+        Line::Job(job) => job.state == State::Abandoned,
+        Line::Boot(boot) => boot.state == BootState::EndedFromBackup,
+    };
+    Ok(if lines.iter().any(owes) { OWED } else { 0 })
+}
+
+fn boot_status(boot: Booted) -> BootStatus {
+    let at = |secs| jiff::Timestamp::from_second(secs).ok().map(|at| at.to_string());
+    BootStatus {
+        vm: boot.name,
+        state: match boot.life {
+            Life::Runs => BootState::RunsFromBackup,
+            Life::Ended => BootState::EndedFromBackup,
+        },
+        uuid: boot.uuid,
+        from: boot.tree,
+        since: boot.since_secs.and_then(at),
+        owed: boot.owed,
+    }
+}
+
+fn print_boot(boot: &BootStatus) {
+    let from = boot.from.as_ref().map_or_else(|| "a backup".to_owned(), |tree| tree.display().to_string());
+    let since = boot.since.as_ref().map(|since| format!(", since {since}")).unwrap_or_default();
+    let vm = &boot.vm;
+    match boot.state {
+        BootState::RunsFromBackup => println!("{vm}: runs from {from}{since}"),
+        BootState::EndedFromBackup => {
+            println!("{vm}: ran from {from}{since}, and has ended: what it wrote is still there");
+        }
+    }
+    println!("  virt-backup boot --stop={vm} ends it and removes what it wrote");
 }
 
 fn job(context: &Context, vm: VmName) -> Result<JobStatus> {
@@ -148,15 +238,38 @@ fn print_job(job: &JobStatus) {
 
 pub(crate) fn list(context: &Context, json: bool) -> Result<u8, Failure> {
     let guests = context.machine.list_guests()?;
+    let options = Job::usual().options(Vec::new());
+    let listed = guests.iter().map(|guest| {
+        let outlook = command::outlook(&context.machine, &context.places, &guest.uuid, &options);
+        let (auto, error) = match outlook {
+            Ok(outlook) => (Some(outlook), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        ListedStatus { guest, auto, error }
+    });
+    let listed: Vec<_> = listed.collect();
     if json {
-        print_json(&guests)?;
+        print_json(&listed)?;
         return Ok(0);
     }
     let width = guests.iter().map(|guest| guest.name.chars().count()).max().unwrap_or(0);
-    for guest in &guests {
-        println!("{:width$}  {:9}  {}", guest.name, guest.state, guest.uuid);
+    for ListedStatus { guest, auto, error } in &listed {
+        println!("{:width$}  {:9}  {}  {}", guest.name, guest.state, guest.uuid, in_short(auto.as_ref()));
+        let auto = auto.iter();
+        let reasons = auto.clone().flat_map(|auto| auto.obstacles.iter().cloned());
+        let passed_over = auto.flat_map(|auto| &auto.passed_over);
+        let passed_over = passed_over.map(|other| format!("not by method {}: {}", other.method, other.why));
+        error.iter().cloned().chain(reasons).chain(passed_over).for_each(|why| println!("  {why}"));
     }
     Ok(0)
+}
+
+fn in_short(auto: Option<&Outlook>) -> String {
+    match auto.map(|auto| auto.method) {
+        Some(Some(method)) => format!("method {method}"),
+        Some(None) => "no method works".to_owned(),
+        None => "could not be looked at".to_owned(),
+    }
 }
 
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {

@@ -40,14 +40,30 @@ pub(crate) struct Context {
     quiet: bool,
 }
 
-/// Gives the exit status.
-pub(crate) fn run(cli: Cli) -> u8 {
-    match Context::new(&cli.common) {
-        Ok(context) => context.run(cli.command),
-        Err(error) => {
-            eprintln!("virt-backup: {error:#}");
-            1
+/// Gives the exit status. Several: the same command for one VM each, which has settings of its own.
+pub(crate) fn run(commands: Vec<Cli>) -> u8 {
+    let (mut statuses, all) = (Vec::new(), commands.len());
+    for Cli { common, command } in commands {
+        let context = match Context::new(&common) {
+            Ok(context) => context,
+            Err(error) => {
+                eprintln!("virt-backup: {error:#}");
+                return 1;
+            }
+        };
+        statuses.push(context.run(command));
+        if context.interrupted.load(Ordering::SeqCst) {
+            break;
         }
+    }
+    together(&statuses, all)
+}
+
+/// What all have come to, if it is the same for all.
+fn together(statuses: &[u8], all: usize) -> u8 {
+    match statuses {
+        [first, rest @ ..] if statuses.len() == all && rest.iter().all(|status| status == first) => *first,
+        _ => SOME_FAILED,
     }
 }
 
@@ -94,9 +110,9 @@ impl Context {
             Command::Convert(args) => self.dump_each(&args.copy, &args.wishes()),
             Command::Cleanup(args) => {
                 let vms = match args.all {
-                    true => match report::vms_with_jobs(self) {
+                    true => match self.left_behind() {
                         Ok(vms) if vms.is_empty() => return 0,
-                        Ok(vms) => vms.iter().map(VmName::to_string).collect(),
+                        Ok(vms) => vms,
                         Err(error) => return complain(&Failure::from(error)),
                     },
                     false => args.vms.list(),
@@ -140,8 +156,7 @@ impl Context {
                 break;
             }
         }
-        let all_alike = statuses.iter().all(|status| *status == statuses[0]);
-        if all_alike && statuses.len() == vms.len() { statuses[0] } else { SOME_FAILED }
+        together(&statuses, vms.len())
     }
 
     /// `tell` is told where the view is.
@@ -223,11 +238,26 @@ impl Context {
     fn cleanup(&self, vm: &str) -> Result<(), Failure> {
         let name = command::name_of(&self.machine, vm).ok();
         let reads = name.and_then(|name| report::reads(self, &name));
+        let booted = match VmName::new(vm) {
+            Ok(name) => boot::booted(&self.machine, &self.places, &name)?.map(|_| name),
+            Err(_) => None,
+        };
+        if let Some(name) = booted {
+            let done = boot::stop(&self.machine, &self.places, &name)?;
+            done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
+            return Ok(());
+        }
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
         if let Some(reads) = reads.filter(|_| !self.quiet) {
             eprintln!("virt-backup: {vm}: {reads}");
         }
         Ok(())
+    }
+
+    /// What `cleanup --all` is for: a guest that still runs from a backup is somebody's, who ends it by its name.
+    fn left_behind(&self) -> anyhow::Result<Vec<String>> {
+        let vms = report::vms_with_jobs(self)?.into_iter().chain(report::ended_boots(self)?);
+        Ok(vms.map(|vm| vm.to_string()).collect())
     }
 
     fn unlock(&self, vm: &str) -> Result<(), Failure> {

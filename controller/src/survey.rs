@@ -9,6 +9,7 @@ use crate::core::domain::{Domain, Source};
 use crate::core::facts::{Facts, MountPoint, Nvram};
 use crate::core::names::Names;
 use crate::core::options::Chunkmount;
+use crate::core::tpm::{self, TpmFacts};
 use crate::host::{Entry, Host, XmlView};
 
 /// A domain by its name or UUID, as it is now.
@@ -40,6 +41,7 @@ pub fn facts(host: &dyn Host, domain: &Domain, names: &Names, options: &Chunkmou
     };
     Ok(Facts {
         nvram,
+        tpm: tpm(host, domain)?,
         guest: host.guest(&domain.id).context("ask for the guest's state")?,
         disks,
         checkpoints: host.checkpoints(&domain.id).context("list the checkpoints")?,
@@ -47,6 +49,14 @@ pub fn facts(host: &dyn Host, domain: &Domain, names: &Names, options: &Chunkmou
         mount_point: mount_point(host, &names.mount_point())?,
         epoch: host.epoch()?,
         scratch_free: host.free(&names.scratch_dir()).context("look for free space")?,
+    })
+}
+
+fn tpm(host: &dyn Host, domain: &Domain) -> Result<TpmFacts> {
+    let Some(tpm) = &domain.tpm else { return Ok(TpmFacts::NoTpm) };
+    Ok(match tpm.place(&domain.id.uuid) {
+        Ok(place) => tpm::judge(&place, host.look_into(&place.dir)?),
+        Err(why) => TpmFacts::NotHere { why },
     })
 }
 

@@ -1,6 +1,5 @@
 //! Method lvm on real logical volumes, in a virtual machine whose kernel has them: killed at any moment, overflowing, dumping.
 //! Which storages it works for is in `libvirt_methods`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
 use std::fs;
 

@@ -199,7 +199,7 @@ impl Inode {
         Inode(u64::from(slot.0) << Self::SLOT_SHIFT | tree | Self::number_of(node))
     }
 
-    /// A plain file beside the disks, by a number that its name decides.
+    /// A plain file beside the disks or a directory of such, by a number that its name decides.
     pub fn of_file(number: FileNumber) -> Inode {
         Inode(Self::TREE_BIT | number.0)
     }
@@ -268,6 +268,7 @@ impl FileNumber {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     MountRoot,
+    /// A plain file, or a directory of plain files.
     File(FileNumber),
     Node(DiskSlot, Tree, Node),
 }

@@ -108,6 +108,7 @@ impl ChangesSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSpec {
+    /// `NAME`, or `DIRECTORY/NAME`: directories are there for the files in them, one level deep.
     pub name: String,
     pub path: PathBuf,
     /// `true`: it is stamped one second after this generation's chunks, and so is the newest of the tree in each.

@@ -35,12 +35,13 @@ impl Owner {
 pub enum Layout {
     /// The chunk tree of the only disk, as chunkfs has always shown it.
     Bare,
-    /// `<disk>/`, `<disk>.b3/` for each, and the plain files.
+    /// `<disk>/`, `<disk>.b3/` for each, and the plain files, some of them in directories of their own.
     Named,
 }
 
 /// A file beside the disks: the domain's XML, its NVRAM.
 pub struct PlainFile {
+    /// `mail01.xml`, or in a directory that is there for it, `mail01.tpm/tpm2-00.permall`.
     pub name: String,
     pub source: Arc<dyn Source>,
     pub stamp: Stamp,
@@ -54,15 +55,24 @@ pub struct WholeView {
     owner: Owner,
     resolver: Option<Arc<Resolver>>,
     reads: Arc<Reads>,
+    /// Directories of plain files.
+    folders: Vec<Folder>,
     /// What stands at a named root, in this order.
     root: Vec<(String, Target)>,
+}
+
+/// A directory of plain files, which has files and nothing else.
+struct Folder {
+    number: FileNumber,
+    /// Places in the list of files.
+    files: Vec<usize>,
 }
 
 /// The names in a mount are not all different, or not all names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     #[error(
-        "{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", have a slash, or be longer than 250 bytes"
+        "{0:?} cannot be the name of a disk or file: it must not be empty, \".\" or \"..\", be longer than 250 bytes, or have a slash, but for one in the name of a file"
     )]
     Name(String),
     #[error("there are two of {0:?}")]
@@ -75,11 +85,20 @@ pub fn check_names<'a>(
     files: impl Iterator<Item = &'a str>,
 ) -> Result<(), LayoutError> {
     let trees = disks.flat_map(|name| [name.to_owned(), format!("{name}.b3")]).map(|name| (name, None));
-    let files = files.map(|name| (name.to_owned(), Some(FileNumber::of_name(name))));
-    let all: Vec<(String, Option<FileNumber>)> = trees.chain(files).collect();
+    let files: Vec<&str> = files.collect();
+    let mut folders: Vec<&str> = files.iter().filter_map(|name| Some(name.split_once('/')?.0)).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    let numbered = |name: &str| (name.to_owned(), Some(FileNumber::of_name(name)));
+    let all: Vec<(String, Option<FileNumber>)> =
+        trees.chain(folders.into_iter().map(numbered)).chain(files.into_iter().map(numbered)).collect();
     for (at, (name, number)) in all.iter().enumerate() {
-        let is_none = name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']);
-        if is_none || name.len() > 253 {
+        // A plain file may stand in a directory, and no deeper.
+        let parts: Vec<&str> = match number {
+            Some(_) => name.splitn(2, '/').collect(),
+            None => vec![name],
+        };
+        if !parts.into_iter().all(is_name) {
             return Err(LayoutError::Name(name.clone()));
         }
         if all[..at].iter().any(|(other, taken)| other == name || (number.is_some() && taken == number)) {
@@ -87,6 +106,10 @@ pub fn check_names<'a>(
         }
     }
     Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']) && name.len() <= 253
 }
 
 impl WholeView {
@@ -105,15 +128,26 @@ impl WholeView {
             [(disk.name.clone(), Tree::Chunks), (format!("{}.b3", disk.name), Tree::Digests)]
                 .map(|(name, tree)| (name, Target::Node(disk.slot, tree, Node::ROOT)))
         });
-        let plain =
-            files.iter().map(|file| (file.name.clone(), Target::File(FileNumber::of_name(&file.name))));
-        let root: Vec<(String, Target)> = trees.chain(plain).collect();
+        let mut root: Vec<(String, Target)> = trees.collect();
+        let mut folders: Vec<Folder> = Vec::new();
+        for (place, file) in files.iter().enumerate() {
+            let name = file.name.split_once('/').map_or(file.name.as_str(), |(folder, _)| folder);
+            let number = FileNumber::of_name(name);
+            if name.len() < file.name.len() {
+                if let Some(folder) = folders.iter_mut().find(|folder| folder.number == number) {
+                    folder.files.push(place);
+                    continue;
+                }
+                folders.push(Folder { number, files: vec![place] });
+            }
+            root.push((name.to_owned(), Target::File(number)));
+        }
         check_names(
             disks.iter().map(|disk| disk.name.as_str()),
             files.iter().map(|file| file.name.as_str()),
         )?;
         let reads = Arc::new(Reads::new(disks.iter().map(Disk::geometry)));
-        Ok(WholeView { disks, files, layout, owner, resolver, reads, root })
+        Ok(WholeView { disks, files, layout, owner, resolver, reads, folders, root })
     }
 
     /// Which chunks were read, of the disks in the order in which they were given.
@@ -132,6 +166,16 @@ impl WholeView {
 
     fn file(&self, number: FileNumber) -> Result<&PlainFile, ViewError> {
         self.files.iter().find(|file| FileNumber::of_name(&file.name) == number).ok_or(ViewError::NoEntry)
+    }
+
+    fn folder(&self, number: FileNumber) -> Option<&Folder> {
+        self.folders.iter().find(|folder| folder.number == number)
+    }
+
+    /// The plain files in a directory, each with its name in there.
+    fn within<'a>(&'a self, folder: &'a Folder) -> impl Iterator<Item = (&'a str, &'a PlainFile)> {
+        let files = folder.files.iter().map(|place| &self.files[*place]);
+        files.filter_map(|file| Some((file.name.split_once('/')?.1, file)))
     }
 
     /// What an inode is, if it is in this view.
@@ -159,7 +203,10 @@ impl WholeView {
     fn attributes_of(&self, target: Target) -> Result<Attributes, ViewError> {
         let facts = match target {
             Target::MountRoot => self.root_facts(self.newest_at_root()?),
-            Target::File(number) => file_facts(self.file(number)?),
+            Target::File(number) => match self.folder(number) {
+                Some(folder) => directory_facts(self.within(folder).map(|(_, file)| file.stamp).max(), 2),
+                None => file_facts(self.file(number)?),
+            },
             Target::Node(slot, tree, node) => self.disk(slot)?.facts(tree, node)?,
         };
         Ok(self.attributes_from(target, facts, true))
@@ -201,14 +248,8 @@ impl WholeView {
     }
 
     fn root_facts(&self, stamp: Stamp) -> NodeFacts {
-        let directories = self.disks.len() as u32 * 2;
-        NodeFacts {
-            kind: Kind::Directory,
-            size: DIRECTORY_SIZE,
-            blocks: DIRECTORY_SIZE / 512,
-            stamp,
-            nlink: 2 + directories,
-        }
+        let directories = self.disks.len() as u32 * 2 + self.folders.len() as u32;
+        directory_facts(Some(stamp), 2 + directories)
     }
 
     fn newest_at_root(&self) -> Result<Stamp, ViewError> {
@@ -236,7 +277,12 @@ impl WholeView {
     /// The target of a name in a directory.
     fn child(&self, parent: Target, name: &OsStr) -> Result<Target, ViewError> {
         match parent {
-            Target::File(_) => Err(ViewError::NotDirectory),
+            Target::File(number) => {
+                let folder = self.folder(number).ok_or(ViewError::NotDirectory)?;
+                let found = self.within(folder).find(|(known, _)| known.as_bytes() == name.as_bytes());
+                let (_, file) = found.ok_or(ViewError::NoEntry)?;
+                Ok(Target::File(FileNumber::of_name(&file.name)))
+            }
             Target::MountRoot => {
                 let found = self.root.iter().find(|(known, _)| known.as_bytes() == name.as_bytes());
                 found.map(|(_, target)| *target).ok_or(ViewError::NoEntry)
@@ -253,6 +299,21 @@ impl WholeView {
         for (at, (name, target)) in self.root.iter().enumerate().skip(from as usize) {
             let entry = Entry { name, attributes: self.attributes_at_once(*target)?, next: at as u64 + 1 };
             if each(entry) == Room::Full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_folder(
+        &self,
+        folder: &Folder,
+        from: u64,
+        each: &mut dyn FnMut(Entry<'_>) -> Room,
+    ) -> Result<(), ViewError> {
+        for (at, (name, file)) in self.within(folder).enumerate().skip(from as usize) {
+            let attributes = self.attributes_of(Target::File(FileNumber::of_name(&file.name)))?;
+            if each(Entry { name, attributes, next: at as u64 + 1 }) == Room::Full {
                 break;
             }
         }
@@ -305,7 +366,9 @@ impl View for WholeView {
             Target::MountRoot => self.list_root(from, each),
             Target::Node(_, tree, node) if Disk::is_file(tree, node) => Err(ViewError::NotDirectory),
             Target::Node(slot, tree, node) => self.list_node((slot, tree, node), from, each),
-            Target::File(_) => Err(ViewError::NotDirectory),
+            Target::File(number) => {
+                self.list_folder(self.folder(number).ok_or(ViewError::NotDirectory)?, from, each)
+            }
         }
     }
 
@@ -320,6 +383,7 @@ impl View for WholeView {
                 }
                 Ok(count)
             }
+            Target::File(number) if self.folder(number).is_some() => Err(ViewError::IsDirectory),
             Target::File(number) => {
                 let source = &self.file(number)?.source;
                 let left = source.len().bytes().saturating_sub(offset);
@@ -369,6 +433,7 @@ impl View for WholeView {
             Target::MountRoot => Err(ViewError::IsDirectory),
             Target::Node(_, tree, node) if !Disk::is_file(tree, node) => Err(ViewError::IsDirectory),
             Target::Node(slot, tree, node) => self.disk(slot)?.seek(tree, node, offset, to),
+            Target::File(number) if self.folder(number).is_some() => Err(ViewError::IsDirectory),
             Target::File(number) => {
                 let size = self.file(number)?.source.len().bytes();
                 match (offset < size, to) {
@@ -389,7 +454,7 @@ impl View for WholeView {
         let disks = self.disks.iter().map(|disk| disk.geometry().image_len().bytes());
         Totals {
             bytes: disks.chain(files).fold(0, u64::saturating_add),
-            inodes: root + inodes.sum::<u64>() + self.files.len() as u64,
+            inodes: root + inodes.sum::<u64>() + (self.files.len() + self.folders.len()) as u64,
         }
     }
 
@@ -398,6 +463,16 @@ impl View for WholeView {
             Some(resolver) => resolver.park(wait.disk, wait.leaves, retry),
             None => retry(),
         }
+    }
+}
+
+fn directory_facts(stamp: Option<Stamp>, nlink: u32) -> NodeFacts {
+    NodeFacts {
+        kind: Kind::Directory,
+        size: DIRECTORY_SIZE,
+        blocks: DIRECTORY_SIZE / 512,
+        stamp: stamp.unwrap_or(Stamp(0)),
+        nlink,
     }
 }
 
@@ -421,5 +496,38 @@ impl std::fmt::Debug for WholeView {
             .field("layout", &self.layout)
             .field("disks", &self.disks)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_may_stand_in_directories_of_their_own_one_level_deep() {
+        let check = |files: &[&str]| check_names(["a"].into_iter(), files.iter().copied());
+        for fine in [&["a.xml", "t/x", "t/y", "u/x"][..], &["t/x.b3"], &[]] {
+            assert_eq!(check(fine), Ok(()), "{fine:?}");
+        }
+        for name in ["t/", "/x", "t/../x", "t/x/y", "../x", "t/..", ".", ""] {
+            assert_eq!(
+                check(&[name]),
+                Err(LayoutError::Name(name.to_owned())).or_else(of_its_folder(name)),
+                "{name:?}"
+            );
+        }
+        for (files, twice) in
+            [(&["t", "t/x"][..], "t"), (&["t/x", "t/x"], "t/x"), (&["a/x"], "a"), (&["a.b3/x"], "a.b3")]
+        {
+            assert_eq!(check(files), Err(LayoutError::Twice(twice.to_owned())), "{files:?}");
+        }
+    }
+
+    /// A directory of no name is found before the file in it.
+    fn of_its_folder(name: &str) -> impl Fn(LayoutError) -> Result<(), LayoutError> + '_ {
+        move |error| match name.split_once('/') {
+            Some((folder, _)) if !is_name(folder) => Err(LayoutError::Name(folder.to_owned())),
+            _ => Err(error),
+        }
     }
 }

@@ -4,7 +4,7 @@
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
 use crate::core::options::{Chunkmount, JobLimit};
-use crate::core::plan::{self, Case, Plan, Purpose};
+use crate::core::plan::{self, Case, Outlook, Plan, Purpose};
 use crate::host::Host;
 use crate::session::{Interrupted, Unwound};
 use crate::survey;
@@ -44,6 +44,16 @@ pub fn plan(host: &dyn Host, places: &Places, vm: &str, options: &Chunkmount) ->
     let domain = survey::domain(host, vm)?;
     let names = Names::new(places, &domain.id.name);
     decide(host, &domain, &names, &JobId::from_bits(0), options)
+}
+
+/// What a backup of this VM would be, as things are.
+pub fn outlook(host: &dyn Host, places: &Places, vm: &str, options: &Chunkmount) -> anyhow::Result<Outlook> {
+    let domain = survey::domain(host, vm)?;
+    let names = Names::new(places, &domain.id.name);
+    let facts = survey::facts(host, &domain, &names, options)?;
+    let (definition_xml, job, purpose) = ("", &JobId::from_bits(0), Purpose::View);
+    let case = Case { domain: &domain, definition_xml, facts: &facts, options, names: &names, job, purpose };
+    Ok(plan::outlook(&case))
 }
 
 fn decide(

@@ -94,8 +94,12 @@ fn remove_dump(host: &dyn Host, names: &Names) -> anyhow::Result<Removal> {
     // Written by us, in a directory of ours; a name is a name all the same.
     // The list of digests first: without it, what is left is no dump.
     let names_of_files = std::iter::once(&record.digests).chain(&record.names);
-    for name in names_of_files.filter(|name| is_file_name(name)) {
+    for name in names_of_files.filter(|name| name.splitn(2, '/').all(is_file_name)) {
         host.remove_file(&record.dir.join(name))?;
+    }
+    let tpm = record.dir.join(names.shown_tpm());
+    if host.list(&tpm)?.is_some_and(|names| names.is_empty()) {
+        host.remove_dir(&tpm)?;
     }
     if host.list(&record.dir)?.is_some_and(|names| names.is_empty()) {
         host.remove_dir(&record.dir)?;

@@ -168,7 +168,13 @@ pub struct Tpm {
     pub backend: String,
     pub version: Option<String>,
     /// Where its state is kept if the XML says so; libvirt's default otherwise.
-    pub state: Option<PathBuf>,
+    pub state: Option<TpmSource>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TpmSource {
+    Directory(PathBuf),
+    File(PathBuf),
 }
 
 impl Domain {

@@ -10,6 +10,7 @@ use super::domain::{Format, Source};
 use super::names::{CheckpointName, Target};
 use super::options::ChunkSize;
 use super::point::{ImagesMark, Point};
+use super::tpm::TpmFacts;
 use super::units::{Bytes, Generation};
 use super::volume::Behind;
 
@@ -23,6 +24,7 @@ pub struct Facts {
     pub mount_point: MountPoint,
     /// Are there UEFI variables where the domain's XML says?
     pub nvram: Nvram,
+    pub tpm: TpmFacts,
     /// What the file system of the scratch files has left.
     pub scratch_free: Bytes,
     /// When all this was looked at, in seconds since 1970.

@@ -234,6 +234,7 @@ impl Default for Places {
 /// <state>/<vm>/dumped                       which files in B/<vm>/ are of a dump: for cleanup
 /// <state>/<vm>/log                          the daemon's messages
 /// <state>/<vm>/nvram                        while a job runs: the UEFI variables, as of its point in time
+/// <state>/<vm>/tpm/                         the same of the files of an emulated TPM's state
 /// <state>/<vm>/state                        while a job with --state runs: the guest's memory
 /// <state>/<vm>/volumes/<group>-<volume>/    while a job runs by method lvm: the file system of a snapshot, mounted read-only
 /// /dev/<group>/<volume>_<epoch>             while a job runs by method lvm, tagged virt-backup:<uuid>
@@ -321,6 +322,16 @@ impl Names {
         format!("{}.nvram", self.vm)
     }
 
+    /// The files of the state of an emulated TPM.
+    pub fn saved_tpm(&self) -> PathBuf {
+        self.home().join("tpm")
+    }
+
+    /// The name of the TPM's directory in the view and in a dump.
+    pub fn shown_tpm(&self) -> String {
+        format!("{}.tpm", self.vm)
+    }
+
     /// The guest's memory, as libvirt saves it.
     pub fn saved_state(&self) -> PathBuf {
         self.home().join("state")
@@ -406,6 +417,15 @@ impl Names {
     pub fn shown_xml(&self) -> String {
         format!("{}.xml", self.vm)
     }
+}
+
+/// Where libvirt keeps the states of emulated TPMs.
+pub const TPM_ROOT: &str = "/var/lib/libvirt/swtpm";
+
+/// Where it keeps that of one domain's: `version` is `2.0` or `1.2`.
+pub fn tpm_dir(uuid: &Uuid, version: &str) -> PathBuf {
+    let version = if version == "2.0" { "tpm2" } else { "tpm1.2" };
+    Path::new(TPM_ROOT).join(uuid.as_str()).join(version)
 }
 
 /// Can this be the name of a file in a directory, and of nothing outside of it?

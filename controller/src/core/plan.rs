@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -25,6 +26,7 @@ use super::names::{CheckpointName, JobId, Names, Target};
 use super::options::{Chunkmount, Tracking};
 use super::point::Point;
 use super::step::{Step, Undo, ViewService};
+use super::tpm::TpmFacts;
 use super::units::Generation;
 use super::viewspec::{self, Consistency, Method, Room, ShownDisk, ShownFile, ViewSpec};
 
@@ -109,6 +111,7 @@ struct PointInTime {
 }
 
 pub use archive::archive;
+pub use choose::{Outlook, outlook};
 pub use dump::dump;
 
 /// The plan that shows a VM's disks as chunks under `B/<vm>`.
@@ -149,6 +152,7 @@ fn view(case: &Case<'_>, choice: choose::Choice<'_>, point: PointInTime) -> Plan
         Step::MakeDir { path: names.socket_dir() },
         Step::WriteFile { path: names.saved_xml(), content: case.definition_xml.to_owned() },
     ]);
+    steps.extend(case.facts.tpm.state().map(|_| Step::MakePrivateDir { path: names.saved_tpm() }));
     steps.extend(point.claims);
     let spec = spec(case, choice.method, point.disks, &choice.left_out, point.room);
     let frozen = ViewSpec { consistency: Consistency::Frozen, ..spec.clone() }.about_json();
@@ -157,8 +161,8 @@ fn view(case: &Case<'_>, choice: choose::Choice<'_>, point: PointInTime) -> Plan
         Step::WriteSpec { path: names.view_spec(), spec: Box::new(spec.clone()) },
     ]);
     let freezes = point.take.iter().any(|step| matches!(step, Step::Freeze { .. }));
-    steps.extend(point.take);
-    steps.extend(copy_nvram(case));
+    let small = copy_nvram(case, &names.saved_nvram()).into_iter().chain(copy_tpm(case, &names.saved_tpm()));
+    steps.extend(before_it_goes_on(point.take, small));
     if freezes {
         steps.push(Step::IfFrozen { path: spec.about, content: frozen });
     }
@@ -167,15 +171,34 @@ fn view(case: &Case<'_>, choice: choose::Choice<'_>, point: PointInTime) -> Plan
         mount_point: names.mount_point(),
         mount_source: names.mount_source(),
     }));
-    let notes = choice.notes.into_iter().chain(point.notes).collect();
+    let notes = choice.notes.into_iter().chain(point.notes).chain(case.facts.tpm.note()).collect();
     let (method, left_out) = (choice.method, choice.left_out);
     Plan { domain, method, generation, disks: decisions, left_out, notes, steps }
 }
 
 /// As they are at the point in time: QEMU goes on writing to the file itself.
-fn copy_nvram(case: &Case<'_>) -> Option<Step> {
+fn copy_nvram(case: &Case<'_>, to: &Path) -> Option<Step> {
     let from = case.domain.nvram.clone().filter(|_| case.facts.nvram == Nvram::There)?;
-    Some(Step::CopyFile { from, to: case.names.saved_nvram() })
+    Some(Step::CopyFile { from, to: to.to_owned() })
+}
+
+/// As it is at the point in time; the directory is there.
+fn copy_tpm(case: &Case<'_>, to: &Path) -> Vec<Step> {
+    let Some(state) = case.facts.tpm.state() else { return Vec::new() };
+    let copy = |name: &str| Step::CopyTpm {
+        dir: state.dir.clone(),
+        name: name.to_owned(),
+        at_most: state.most(name),
+        to: to.join(name),
+    };
+    state.names().map(copy).collect()
+}
+
+/// What is copied at once belongs to the point in time: a guest that was held for it goes on only after that.
+fn before_it_goes_on(mut take: Vec<Step>, small: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    let at = take.iter().position(|step| matches!(step, Step::Early(_))).unwrap_or(take.len());
+    take.splice(at..at, small);
+    take
 }
 
 fn refuse(case: &Case<'_>, mut reasons: Vec<Reason>, why: String) -> Refusal {
@@ -210,7 +233,20 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
             .to_owned()
     });
     let unfreezable = hold::unfreezable(case);
-    in_the_way.into_iter().chain(job).chain(unfreezable).map(|why| Reason { target: None, why }).collect()
+    in_the_way
+        .into_iter()
+        .chain(job)
+        .chain(unfreezable)
+        .chain(tpm_refused(case))
+        .map(|why| Reason { target: None, why })
+        .collect()
+}
+
+fn tpm_refused(case: &Case<'_>) -> Option<String> {
+    match &case.facts.tpm {
+        TpmFacts::Refused { why } => Some(format!("the state of the TPM cannot be saved: {why}")),
+        TpmFacts::NoTpm | TpmFacts::State(_) | TpmFacts::NotHere { .. } => None,
+    }
 }
 
 /// Larger than every generation that anything of ours remembers.
@@ -232,6 +268,10 @@ fn spec(
     if case.domain.nvram.is_some() && case.facts.nvram == Nvram::There {
         files.push(ShownFile { name: names.shown_nvram(), from: names.saved_nvram() });
     }
+    for name in case.facts.tpm.state().iter().flat_map(|state| state.names()) {
+        let (shown, from) = (format!("{}/{name}", names.shown_tpm()), names.saved_tpm().join(name));
+        files.push(ShownFile { name: shown, from });
+    }
     ViewSpec {
         version: viewspec::VERSION,
         vm: names.vm().clone(),
@@ -247,6 +287,7 @@ fn spec(
         files,
         disks,
         left_out: left_out.to_vec(),
+        tpm: case.facts.tpm.told(),
         room,
     }
 }

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::compression::Compression;
-use super::domain::{Domain, DomainId, Format, Source};
+use super::domain::{Domain, DomainId, Format, Source, Tpm, TpmSource};
 use super::facts::Definition;
 use super::names::{Target, Uuid, VmName};
 use super::rewrite::{self, Changes, Content, Macs, Nvram, Place, RewriteError};
+use super::tpm::{self, TpmPlace};
 use super::units::Bytes;
 
 pub use step::{FileId, Step, Undo, partial_of};
@@ -34,6 +35,8 @@ pub struct Backup {
     pub disks: BTreeMap<Target, Kept>,
     /// The UEFI variables: a file in the directory.
     pub nvram: Option<String>,
+    /// The files of the state of its TPM, by their paths in the directory.
+    pub tpm: Vec<String>,
     /// The memory of the guest.
     pub memory: Option<Kept>,
     /// Snapshots that libvirt can be told of again, parents first, each with its XML.
@@ -227,10 +230,16 @@ pub fn destinations(backup: &Backup, wish: &Wish) -> Result<Vec<Destination>, Re
     if reasons.is_empty() { Ok(destinations) } else { Err(Refusal { reasons }) }
 }
 
-/// All paths that a plan would write to: disks and NVRAM.
+/// All paths that a plan would write to: disks, NVRAM, and the TPM of a domain that it had already.
 pub fn paths(backup: &Backup, wish: &Wish, destinations: &[Destination]) -> Vec<PathBuf> {
     let disks = destinations.iter().map(|destination| destination.path.clone());
-    disks.chain(nvram_of(backup, wish)).chain(memory_of(backup, wish, destinations)).collect()
+    let tpm = match identity(backup, wish) {
+        Identity::Own(id) => tpm_of(backup, wish, &id),
+        // Nothing is there of a UUID that nobody has yet.
+        Identity::New(_) => Vec::new(),
+    };
+    let tpm = tpm.into_iter().map(|(_, path)| path);
+    disks.chain(nvram_of(backup, wish)).chain(tpm).chain(memory_of(backup, wish, destinations)).collect()
 }
 
 /// The plan, or everything that is in its way.
@@ -350,6 +359,34 @@ fn nvram_of(backup: &Backup, wish: &Wish) -> Option<PathBuf> {
     Some(dir.join(format!("{}_VARS.{}", identity.name(), extension.unwrap_or("fd"))))
 }
 
+/// Where each file of the TPM's state goes, by its name in the backup.
+fn tpm_of(backup: &Backup, wish: &Wish, id: &DomainId) -> Vec<(String, PathBuf)> {
+    if wish.then == Then::Nothing { Vec::new() } else { tpm_files(backup, id) }
+}
+
+/// The state goes to where libvirt will look for it: a new UUID has a place of its own, whatever the original's is.
+fn tpm_files(backup: &Backup, id: &DomainId) -> Vec<(String, PathBuf)> {
+    let Some(tpm) = &backup.domain.tpm else { return Vec::new() };
+    let own = id.uuid == backup.domain.id.uuid;
+    let tpm = Tpm { state: tpm.state.clone().filter(|_| own), ..tpm.clone() };
+    let Ok(TpmPlace { dir, .. }) = tpm.place(&id.uuid) else { return Vec::new() };
+    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    backup.tpm.iter().map(|path| (path.clone(), dir.join(name(path)))).collect()
+}
+
+/// A state that is a file of its own is of another form than one in libvirt's directory.
+fn tpm_cannot_move(backup: &Backup, id: &DomainId) -> Option<String> {
+    let state = backup.domain.tpm.as_ref()?.state.as_ref()?;
+    let moves = id.uuid != backup.domain.id.uuid && !backup.tpm.is_empty();
+    match state {
+        TpmSource::File(path) if moves => Some(format!(
+            "the state of its TPM is the file {}, which cannot be that of another domain",
+            path.display()
+        )),
+        _ => None,
+    }
+}
+
 /// Where the memory is put for libvirt to read, beside the first disk.
 fn memory_of(backup: &Backup, wish: &Wish, destinations: &[Destination]) -> Option<PathBuf> {
     backup.memory.as_ref().filter(|_| wish.then == Then::Resume)?;
@@ -388,6 +425,9 @@ impl Draft<'_> {
             steps.push(Step::CopySmall { from: name.clone(), to: partial_of(self.real(path)) });
             renames.push(path);
         }
+        let tpm = tpm_of(self.backup, self.wish, &id);
+        steps.extend(make_tpm(&tpm, |path| partial_of(self.real(path))));
+        renames.extend(tpm.iter().map(|(_, path)| path));
         for (target, kept, path) in self.disks() {
             if !renames.contains(&path) {
                 let (from, target, writing) = (kept.clone(), target.clone(), self.writing(path));
@@ -503,11 +543,25 @@ impl Draft<'_> {
                 "the backup has no UEFI variables: the guest begins with those of the firmware".to_owned(),
             );
         }
-        if self.backup.domain.tpm.as_ref().is_some_and(|tpm| tpm.backend == "emulator") {
-            remarks.push("the guest has a TPM, and the backup has nothing of it: what the guest sealed with it stays sealed".to_owned());
-        }
+        remarks.extend(without_tpm(self.backup));
         remarks
     }
+}
+
+/// The directory, then each file under a name that says that it is not in use yet.
+fn make_tpm(files: &[(String, PathBuf)], partial: impl Fn(&Path) -> PathBuf) -> Vec<Step> {
+    let dir = files.first().and_then(|(_, path)| path.parent());
+    let make = dir.map(|dir| Step::MakeTpmDir { dirs: tpm::dirs_of(dir) });
+    let copy = |(from, to): &(String, PathBuf)| Step::CopyTpm { from: from.clone(), to: partial(to) };
+    make.into_iter().chain(files.iter().map(copy)).collect()
+}
+
+fn without_tpm(backup: &Backup) -> Option<String> {
+    let tpm = backup.domain.tpm.as_ref().filter(|_| backup.tpm.is_empty())?;
+    Some(match tpm.backend.as_str() {
+        "emulator" => "the guest has a TPM, and the backup has nothing of it: what the guest sealed with it stays sealed",
+        _ => "the TPM of the guest is not in the backup, for it is not libvirt's own",
+    }.to_owned())
 }
 
 impl fmt::Display for Plan {

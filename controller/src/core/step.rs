@@ -12,6 +12,7 @@ use super::domain::{DomainId, Format};
 use super::facts::ChainLayer;
 use super::names::{CheckpointName, Target, Uuid};
 use super::options::Clusters;
+use super::units::Bytes;
 use super::viewspec::{Feed, Room, ViewSpec};
 use super::volume::{Volume, VolumeMount, VolumeSnapshot};
 
@@ -49,6 +50,13 @@ pub enum Step {
     /// What the host has not written to the disk yet of these files, it writes now and not while the guest waits.
     BringToDisk {
         paths: Vec<PathBuf>,
+    },
+    /// A copy of a file that a program writes which runs beside the guest: follows no link, and takes no more than so many bytes.
+    CopyTpm {
+        dir: PathBuf,
+        name: String,
+        at_most: Bytes,
+        to: PathBuf,
     },
     /// A clone that shares its blocks with the file; the place is claimed.
     CloneFile {
@@ -320,7 +328,7 @@ impl Step {
             Step::MakeDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::WriteFile { path, .. } => Undo::RemoveFile { path: path.clone() },
             Step::WriteSpec { path, .. } => Undo::CloseGeneration { spec: path.clone() },
-            Step::CopyFile { to, .. } => Undo::RemoveFile { path: to.clone() },
+            Step::CopyFile { to, .. } | Step::CopyTpm { to, .. } => Undo::RemoveFile { path: to.clone() },
             Step::ClaimOverlay { domain, overlay } => {
                 Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
             }
@@ -410,6 +418,9 @@ impl fmt::Display for Step {
                     "bring {} to the disk, so that the guest is suspended for a moment only",
                     paths.join(" and ")
                 )
+            }
+            Step::CopyTpm { dir, name, to, .. } => {
+                write!(f, "copy {} to {}", dir.join(name).display(), to.display())
             }
             Step::CloneFile { from, to } => {
                 write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())

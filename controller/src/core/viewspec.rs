@@ -16,6 +16,7 @@ use super::facts::{ChainLayer, Fingerprint, Storage};
 use super::names::{CheckpointName, Target, Uuid, VmName, index_file};
 use super::options::ChunkSize;
 use super::point::{ImagesMark, Point};
+use super::tpm::TpmTold;
 use super::units::{Bytes, Generation};
 
 /// The version of the format written here.
@@ -40,6 +41,8 @@ pub struct ViewSpec {
     pub files: Vec<ShownFile>,
     pub disks: Vec<ShownDisk>,
     pub left_out: Vec<LeftOut>,
+    #[serde(default)]
+    pub tpm: TpmTold,
     pub room: Option<Room>,
 }
 
@@ -74,6 +77,7 @@ pub enum Consistency {
 /// A small file that is shown as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShownFile {
+    /// `mail01.xml`, `mail01.tpm/tpm2-00.permall`
     pub name: String,
     pub from: PathBuf,
 }
@@ -174,6 +178,7 @@ impl ViewSpec {
             "chunk_bytes": self.chunk_size,
             "disks": disks.collect::<Vec<_>>(),
             "left_out": self.left_out,
+            "tpm": self.tpm,
         }))
     }
 

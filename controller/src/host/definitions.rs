@@ -40,4 +40,6 @@ pub trait Definitions {
     fn agent_answers(&self, id: &DomainId) -> Result<bool>;
     /// The user and group that QEMU reads files as.
     fn qemu_owner(&self) -> Result<(u32, u32)>;
+    /// The user and group that libvirt runs emulators of TPMs as.
+    fn tpm_owner(&self) -> Result<(u32, u32)>;
 }

@@ -6,6 +6,7 @@ mod disks;
 mod ffi;
 mod overlays;
 pub(crate) mod qcow2;
+mod swtpm;
 mod xml;
 
 pub(crate) use definitions::file_id;

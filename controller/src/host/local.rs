@@ -18,9 +18,10 @@ use rustix::io::Errno;
 
 use crate::core::facts::Fingerprint;
 use crate::core::names::partial_of;
+use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 
-use super::{Created, Entry, Files, Guard, Removal};
+use super::{Created, Entry, Files, Guard, Removal, strict};
 
 /// Marks a host whose files are the files of this machine: it gets `Files` from here.
 pub trait OnThisMachine {}
@@ -116,6 +117,16 @@ impl<T: OnThisMachine> Files for T {
             }
         }
         Ok(())
+    }
+
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>> {
+        strict::look_into(dir).with_context(|| format!("look into {}", dir.display()))
+    }
+
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+        let content =
+            strict::read(dir, name, at_most).with_context(|| format!("read {}", dir.join(name).display()))?;
+        self.replace(to, &content)
     }
 
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {

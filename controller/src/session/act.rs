@@ -60,6 +60,7 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::WriteSpec { path, spec } => host.replace(path, spec.to_json().as_bytes())?,
         Step::CopyFile { from, to } => host.copy_file(from, to)?,
         Step::BringToDisk { paths } => host.bring_to_disk(paths)?,
+        Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
         Step::SnapshotVolume(snapshot) => host.snapshot_volume(snapshot)?,
         Step::MountVolume(mount) => host.mount_volume(mount)?,

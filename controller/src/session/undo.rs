@@ -95,6 +95,9 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
     undos.push(Undo::RemoveDir { path: names.scratch_dir() });
     undos.extend(half_written(host, names)?.map(|path| Undo::RemoveFile { path }));
     undos.push(Undo::RemoveFile { path: names.saved_nvram() });
+    let tpm = host.list(&names.saved_tpm())?.unwrap_or_default();
+    undos.extend(tpm.iter().map(|name| Undo::RemoveFile { path: names.saved_tpm().join(name) }));
+    undos.push(Undo::RemoveDir { path: names.saved_tpm() });
     undos.push(Undo::RemoveFile { path: names.saved_state() });
     undos.push(Undo::RemoveFile { path: names.saved_about() });
     undos.push(Undo::RemoveFile { path: names.saved_xml() });

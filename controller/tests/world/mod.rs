@@ -124,6 +124,21 @@ fn machine_in(dir: &str, power: Power, disks: &[(&str, &str)]) -> World {
     world
 }
 
+const TPM: &str = "/var/lib/libvirt/swtpm/c7a5fdbd-edaf-9455-926a-d65c16db1809/tpm2";
+
+/// The same with an emulated TPM.
+fn with_tpm(mut world: World) -> World {
+    world.add_dirs(Path::new(TPM));
+    for (name, content) in [(".lock", ""), ("tpm2-00.permall", "the state of the TPM")] {
+        world.nodes.insert(Path::new(TPM).join(name), Node::File(content.into()));
+    }
+    for guest in world.guests.values_mut() {
+        let tpm = "<tpm><backend type='emulator' version='2.0'/></tpm></devices>";
+        guest.xml = guest.xml.replace("</devices>", tpm);
+    }
+    world
+}
+
 /// Runs something as a process of its own on a world.
 fn on(world: World, fault: Option<Fault>, act: impl FnOnce(&SimHost)) -> World {
     let shared = Rc::new(RefCell::new(world));
@@ -222,6 +237,21 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 world
             },
             quiet(),
+        ),
+        make("pull: with a TPM", with_tpm(running(QCOW2)), untouched, Scenario { twice: true, ..quiet() }),
+        make("reflink: with a TPM", with_tpm(running(BOTH)), untouched, none_left(reflink.clone())),
+        make("offline: with a TPM", with_tpm(off(BOTH)), untouched, quiet()),
+        make(
+            "dump: with a TPM",
+            with_tpm(running(BOTH)),
+            untouched,
+            dumped(MethodChoice::Pull, Pause::Never),
+        ),
+        make(
+            "archive: with a TPM",
+            with_tpm(running(BOTH)),
+            untouched,
+            Scenario { archive: Some(archive()), ..dumped(MethodChoice::Auto, Pause::Never) },
         ),
         make("external: qcow2, first", running(QCOW2), untouched, none_left(external.clone())),
         make(
@@ -447,6 +477,8 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
     assert!(world.mounts.is_empty(), "{story}: mounted: {:?}", world.mounts);
     assert!(world.processes.is_empty(), "{story}: running: {:?}", world.processes);
     assert_eq!(world.violations, [""; 0], "{story}");
+    let state = |w: &World| w.nodes.get(&Path::new(TPM).join("tpm2-00.permall")).cloned();
+    assert_eq!(state(world), state(&scenario.pristine), "{story}: the TPM");
 
     let (guest, before) = (&world.guests[&uuid()], &scenario.pristine.guests[&uuid()]);
     assert!(guest.job.is_none(), "{story}: a backup job runs");
@@ -500,8 +532,20 @@ pub(crate) fn assert_dumps_are_complete(world: &World, story: &str) {
         "{story}: {there:?} was never on the disks"
     );
     if world.nodes.contains_key(&dir.join("mail01.b3")) {
+        assert_eq!(saved_tpm(world, dir), whole_tpm(world), "{story}: the state of the TPM");
         assert_eq!(there.len(), 2, "{story}: the list of digests is there before the disks are");
     }
+}
+
+/// The directory of a TPM that a dump or an archive has: whether its file is there, and whole.
+fn saved_tpm(world: &World, dir: &Path) -> Option<bool> {
+    let tpm = world.names_in(dir).into_iter().find(|name| name.ends_with(".tpm"))?;
+    let file = world.nodes.get(&dir.join(tpm).join("tpm2-00.permall"));
+    Some(file == world.nodes.get(&Path::new(TPM).join("tpm2-00.permall")))
+}
+
+fn whole_tpm(world: &World) -> Option<bool> {
+    world.nodes.contains_key(Path::new(TPM)).then_some(true)
 }
 
 /// An archive that has its manifest has everything else, too; of one that has not, nothing is left after cleanup.
@@ -513,8 +557,14 @@ pub(crate) fn assert_archives_are_complete(world: &World, cleaned: bool, story: 
     let complete: BTreeSet<_> = ["vda.qcow2", "vdb.qcow2", "manifest.json"].map(str::to_owned).into();
     for dir in world.names_in(Path::new("/archives/mail01")) {
         let there = inside(&dir);
-        let whole = complete.is_subset(&there) && there.iter().any(|name| name.ends_with(".b3"));
+        let tpm = saved_tpm(world, &Path::new("/archives/mail01").join(&dir));
+        let whole = complete.is_subset(&there)
+            && there.iter().any(|name| name.ends_with(".b3"))
+            && tpm == whole_tpm(world);
         assert!(whole || !there.contains("manifest.json"), "{story}: {dir}: {there:?}");
-        assert!(!cleaned || whole && there.len() == 5, "{story}: {dir} is left after cleanup: {there:?}");
+        assert!(
+            !cleaned || whole && there.len() == 5 + usize::from(tpm.is_some()),
+            "{story}: {dir} is left after cleanup: {there:?}"
+        );
     }
 }

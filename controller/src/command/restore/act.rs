@@ -1,7 +1,7 @@
 //! One step of a restore: what takes it back is written down, then it is done.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -43,6 +43,11 @@ pub(super) fn act(
             journal.owe(ground, Undo::Remove { path: to.clone() })?;
             Ok(image::copy_small(opened, from, to)?)
         }
+        Step::MakeTpmDir { dirs } => Ok(make_tpm_dirs(ground, dirs, journal)?),
+        Step::CopyTpm { from, to } => {
+            journal.owe(ground, Undo::Remove { path: to.clone() })?;
+            Ok(image::copy_owned(opened, from, to, ground.tpm_owner()?)?)
+        }
         Step::Join { from, point, .. } => {
             let chunks = opened.path(&from.name);
             Ok(image::join(ground, &chunks, point, journal, tools.chunkfs)?)
@@ -79,6 +84,21 @@ pub(super) fn act(
             Ok(ground.remove_file(memory).map(drop)?)
         }
     }
+}
+
+/// Those that are there stay as they are. What is made is the emulator's, as libvirt makes it.
+fn make_tpm_dirs(ground: &dyn Ground, dirs: &[PathBuf], journal: &mut Journal) -> Result<()> {
+    let missing = dirs.iter().position(|dir| !dir.exists()).unwrap_or(dirs.len());
+    let Some((last, above)) = dirs[missing..].split_last() else { return Ok(()) };
+    if let Some(root) = dirs[missing].parent() {
+        ground.make_dir(root)?;
+    }
+    journal.owe(ground, Undo::DiscardTree { path: dirs[missing].clone() })?;
+    for dir in above {
+        ground.make_dir(dir)?;
+    }
+    ground.make_private_dir(last)?;
+    image::own(last, ground.tpm_owner()?)
 }
 
 fn name(ground: &dyn Ground, path: &Path, journal: &mut Journal) -> Result<()> {

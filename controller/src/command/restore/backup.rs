@@ -18,6 +18,7 @@ use crate::core::names::Target;
 use crate::core::plan::archive::{MANIFEST, UNFINISHED};
 use crate::core::restore::{Backup, Form, Kept, Kind};
 use crate::core::rewrite;
+use crate::core::tpm::{self, Found, TpmFacts, TpmPlace};
 use crate::core::units::Bytes;
 use crate::host::libvirt::qcow2;
 
@@ -104,11 +105,23 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
         lengths(directory, &names, &stem, &mut disks)?;
     }
     let nvram = Some(format!("{stem}.nvram")).filter(|name| names.contains(name));
+    let tpm = tpm_in(directory, &names, &stem)?;
     let memory = memory_in(directory, &names, &stem)?;
     let snapshots = snapshots(directory, &names, &mut notes)?;
     let origin = manifest.map_or_else(|| domain.id.clone(), |manifest| manifest.origin);
-    let backup =
-        Backup { root: PathBuf::new(), kind, origin, domain, xml, disks, nvram, memory, snapshots, notes };
+    let backup = Backup {
+        root: PathBuf::new(),
+        kind,
+        origin,
+        domain,
+        xml,
+        disks,
+        nvram,
+        tpm,
+        memory,
+        snapshots,
+        notes,
+    };
     Ok((backup, digests))
 }
 
@@ -193,6 +206,29 @@ fn memory_in(directory: &Beneath, names: &BTreeSet<String>, stem: &str) -> Resul
             Kept { name, form: Form::Raw, bytes }
         }
     }))
+}
+
+/// No more than a backup of ours has: it all goes to where libvirt keeps it.
+fn tpm_in(directory: &Beneath, names: &BTreeSet<String>, stem: &str) -> Result<Vec<String>> {
+    let dir = format!("{stem}.tpm");
+    if !names.contains(&dir) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for name in names_in(directory, &dir)? {
+        let kind =
+            directory.kind(format!("{dir}/{name}")).with_context(|| format!("look at {dir}/{name}"))?;
+        let kind = match kind {
+            (Entry::File, bytes) => Found::File(Bytes(bytes)),
+            (other, _) => Found::Other(other.to_string()),
+        };
+        found.push((name, kind));
+    }
+    match tpm::judge(&TpmPlace { dir: dir.clone().into(), only: None }, Some(found)) {
+        TpmFacts::State(state) => Ok(state.names().map(|name| format!("{dir}/{name}")).collect()),
+        TpmFacts::Refused { why } => bail!("the state of the TPM is not to be trusted: {why}"),
+        TpmFacts::NoTpm | TpmFacts::NotHere { .. } => Ok(Vec::new()),
+    }
 }
 
 /// The view says how long its disks are: so a missing end is noticed also where there are no digests.

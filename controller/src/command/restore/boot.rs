@@ -5,19 +5,19 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use chunkfs::watch::Watch;
 
 use crate::core::domain::DomainId;
 use crate::core::facts::Definition;
-use crate::core::names::{Names, Places, Target, VmName};
+use crate::core::names::{Names, Places, Target, Uuid, VmName};
 use crate::core::restore::boot::{self, AfterBoot, BootFacts, BootNames, BootWish, Network};
 use crate::core::restore::{Plan, Then, Undo};
 
 use super::backup::{self, Opened};
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, Origin};
 use super::{BUSY, DAMAGED, Failure, Ground, OWING, Verification, act, image, take, undo, verify};
 
 #[derive(Clone, Debug)]
@@ -69,6 +69,48 @@ pub fn boot(ground: &dyn Ground, request: &BootRequest, watch: &dyn Watch) -> Re
         keep(ground, &opened, &wish, &boot_names, &plan, &mut journal, watch)?;
     }
     Ok(plan)
+}
+
+/// A guest that was started from a backup and is not yet thrown away or kept.
+#[derive(Clone, Debug)]
+pub struct Booted {
+    pub name: VmName,
+    pub uuid: Option<Uuid>,
+    pub life: Life,
+    /// None: whoever started it was too old to write it down.
+    pub tree: Option<PathBuf>,
+    /// In seconds since 1970.
+    pub since_secs: Option<i64>,
+    /// What ending it has to undo, newest first.
+    pub owed: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Runs,
+    /// It has ended by itself, or the host has; what it wrote is still there.
+    Ended,
+}
+
+/// None: nothing of this name was started from a backup. Takes no lock, changes nothing.
+pub fn booted(ground: &dyn Ground, places: &Places, name: &VmName) -> Result<Option<Booted>> {
+    let names = Names::new(places, name);
+    let Some(journal) = Journal::read(ground, journal::of_boot(&names))? else { return Ok(None) };
+    let uuid = journal.runs().map(|id| id.uuid.clone());
+    let known = uuid.as_ref().map(|uuid| ground.by_uuid(uuid)).transpose()?.flatten();
+    Ok(Some(Booted {
+        name: name.clone(),
+        uuid,
+        life: if known.is_some() { Life::Runs } else { Life::Ended },
+        tree: journal.origin().map(|origin| origin.tree.clone()),
+        since_secs: journal.origin().map(|origin| origin.since_secs),
+        owed: journal.owed().map(Undo::to_string).collect(),
+    }))
+}
+
+fn now_secs() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// Ends a guest that runs from a backup, and removes all that it wrote.
@@ -209,6 +251,8 @@ fn start(
         Failure { exit_status: 1, story: format!("{own}: cannot be run so: {refusal}") }
     })?;
     let mut journal = Journal::begin(ground, journal::of_boot(names))?;
+    let tree = opened.directory.path().to_owned();
+    journal.say_from(ground, Origin { tree, since_secs: now_secs() })?;
     journal.owe(ground, Undo::RemoveDir { path: boot_names.dir().to_owned() })?;
     journal.owe(ground, Undo::Remove { path: boot_names.console() })?;
     let tools = image::Tools { chunkfs: &request.chunkfs, dir: names.home(), watch };

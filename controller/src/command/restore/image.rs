@@ -274,10 +274,29 @@ pub(super) fn copy_small(opened: &Opened, from: &str, to: &Path) -> Result<()> {
     file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(|| format!("write {}", to.display()))
 }
 
+/// The same, of a file that belongs to another program.
+pub(super) fn copy_owned(opened: &Opened, from: &str, to: &Path, owner: (u32, u32)) -> Result<()> {
+    copy_small(opened, from, to)?;
+    own(to, owner)
+}
+
+/// Gives a file or directory of ours to another user, who may be at work beside it already.
+pub(super) fn own(path: &Path, (user, group): (u32, u32)) -> Result<()> {
+    let giving = || format!("give {} to user {user}, group {group}", path.display());
+    let file = open_itself(path).with_context(giving)?;
+    fchown(&file, Some(user), Some(group)).with_context(giving)
+}
+
+/// Never what a link leads to.
+fn open_itself(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// Owner and mode of what it takes the place of: QEMU could read that.
 pub(super) fn like(new: &Path, old: &Path) -> Result<()> {
     let was = fs::metadata(old).with_context(|| format!("look at {}", old.display()))?;
-    let file = File::open(new).with_context(|| format!("open {}", new.display()))?;
+    let file = open_itself(new).with_context(|| format!("open {}", new.display()))?;
     fchown(&file, Some(was.uid()), Some(was.gid())).context("give it its owner")?;
     file.set_permissions(was.permissions()).context("give it its mode")
 }

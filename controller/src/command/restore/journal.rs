@@ -16,6 +16,8 @@ use super::Ground;
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
+    /// Of a guest that runs from a backup. None: the journal is older than this line.
+    origin: Option<Origin>,
     /// In the order in which it was done.
     undos: Vec<Undo>,
     kept: bool,
@@ -27,18 +29,27 @@ enum Line {
     Owes(Undo),
     /// Only what is called `.partial` goes from here on.
     Kept,
+    From(Origin),
+}
+
+/// What a guest runs from, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) tree: PathBuf,
+    /// In seconds since 1970.
+    pub(super) since_secs: i64,
 }
 
 impl Journal {
     pub(super) fn begin(ground: &dyn Ground, path: PathBuf) -> Result<Journal> {
         ground.replace(&path, b"").context("begin the journal")?;
-        Ok(Journal { path, undos: Vec::new(), kept: false })
+        Ok(Journal { path, origin: None, undos: Vec::new(), kept: false })
     }
 
     /// None: nothing is owed.
     pub(super) fn read(ground: &dyn Ground, path: PathBuf) -> Result<Option<Journal>> {
         let Some(text) = ground.read(&path)? else { return Ok(None) };
-        let mut journal = Journal { path, undos: Vec::new(), kept: false };
+        let mut journal = Journal { path, origin: None, undos: Vec::new(), kept: false };
         // The last line may be torn: then what it announces was not begun.
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -51,6 +62,7 @@ impl Journal {
             match serde_json::from_slice(line).with_context(reading)? {
                 Line::Owes(undo) => journal.undos.push(undo),
                 Line::Kept => journal.kept = true,
+                Line::From(origin) => journal.origin = Some(origin),
             }
         }
         Ok(Some(journal))
@@ -60,6 +72,16 @@ impl Journal {
         self.write(ground, &Line::Owes(undo.clone()))?;
         self.undos.push(undo);
         Ok(())
+    }
+
+    pub(super) fn say_from(&mut self, ground: &dyn Ground, origin: Origin) -> Result<()> {
+        self.write(ground, &Line::From(origin.clone()))?;
+        self.origin = Some(origin);
+        Ok(())
+    }
+
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     pub(super) fn keep(&mut self, ground: &dyn Ground) -> Result<()> {

@@ -15,6 +15,7 @@ use crate::core::facts::{Definition, Fingerprint};
 use crate::core::names::VmName;
 use crate::core::restore::{Activity, Existing, InUse, Known, MacWish, Then, Writing};
 use crate::core::rewrite::NewDisk;
+use crate::core::tpm::Found;
 use crate::host::local::OnThisMachine;
 use crate::host::{Created, Entry, Removal};
 
@@ -111,6 +112,10 @@ impl Definitions for Fragile {
     fn qemu_owner(&self) -> Result<(u32, u32)> {
         Ok((0, 0))
     }
+
+    fn tpm_owner(&self) -> Result<(u32, u32)> {
+        Ok((rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()))
+    }
 }
 
 /// Reading costs nothing.
@@ -129,6 +134,13 @@ impl Files for Fragile {
     }
     fn free(&self, dir: &Path) -> Result<Bytes> {
         Here.free(dir)
+    }
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>> {
+        Here.look_into(dir)
+    }
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+        self.change()?;
+        Here.copy_small(dir, name, at_most, to)
     }
     fn create(&self, path: &Path, content: &[u8]) -> Result<Created> {
         self.change()?;
@@ -183,7 +195,34 @@ impl Files for Fragile {
     }
 }
 
-/// A dump of two raw disks and the UEFI variables of a guest whose own images lie in `images`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tpm {
+    None,
+    /// The guest has one, with a state that is not there any more.
+    Gone,
+    There,
+}
+
+/// A dump of two raw disks and the UEFI variables of a guest whose own images lie in `images`, its TPM in `tpm`.
+fn world_with(home: &Path, tpm: Tpm) -> String {
+    let xml = world(home);
+    if tpm == Tpm::None {
+        return xml;
+    }
+    let source = format!("<source type='dir' path='{}'/>", home.join("tpm").display());
+    let device = format!("<tpm><backend type='emulator' version='2.0'>{source}</backend></tpm></devices>");
+    let xml = xml.replace("</devices>", &device);
+    fs::write(home.join("dump/mail01.xml"), &xml).unwrap();
+    fs::create_dir(home.join("dump/mail01.tpm")).unwrap();
+    fs::write(home.join("dump/mail01.tpm/tpm2-00.permall"), "new state").unwrap();
+    if tpm == Tpm::There {
+        fs::create_dir(home.join("tpm")).unwrap();
+        fs::write(home.join("tpm/tpm2-00.permall"), "old state").unwrap();
+    }
+    xml
+}
+
+/// The same without a TPM.
 fn world(home: &Path) -> String {
     for dir in ["dump", "images", "to", "state"] {
         fs::create_dir(home.join(dir)).unwrap();
@@ -256,10 +295,10 @@ fn own_place() -> Wish {
 #[test]
 fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repeat_succeeds() {
     let mut beside_was_cut_off = 0;
-    for beside in [true, false] {
+    for (beside, tpm) in [(true, Tpm::None), (false, Tpm::Gone), (false, Tpm::There)] {
         for crash_at in 0.. {
             let home = tempfile::tempdir().unwrap();
-            let xml = world(home.path());
+            let xml = world_with(home.path(), tpm);
             let host = Fragile::new();
             let definition = xml.replace("<memory>1<", "<memory>2<");
             if !beside {
@@ -285,6 +324,11 @@ fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repea
                 assert!(crash_at > 12, "only {crash_at} changes");
                 beside_was_cut_off += usize::from(beside) * crash_at;
                 break;
+            }
+            let state = || fs::read(home.path().join("tpm/tpm2-00.permall")).unwrap();
+            if tpm == Tpm::There {
+                // Under its name there is always one of the two.
+                assert!([&b"old state"[..], b"new state"].contains(&&*state()), "crash at {crash_at}");
             }
             // A domain that is defined as it should be has all of its files.
             let defined: Vec<_> = host.domains.borrow().values().cloned().collect();
@@ -313,6 +357,10 @@ fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repea
             assert!(!restored.keys().any(partial), "crash at {crash_at}: {:?}", restored.keys());
             assert!(!home.path().join("state/copy/restore").exists());
             assert!(!home.path().join("state/mail01/restore").exists());
+            if tpm != Tpm::None {
+                assert_eq!(state(), b"new state", "crash at {crash_at}");
+                assert_eq!(tree(&home.path().join("tpm")).len(), 1, "crash at {crash_at}");
+            }
             let images = tree(&home.path().join("images"));
             if beside {
                 let own: BTreeMap<_, _> =
@@ -330,7 +378,7 @@ fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repea
 #[test]
 fn what_fails_is_taken_back_to_the_last_byte() {
     let home = tempfile::tempdir().unwrap();
-    world(home.path());
+    world_with(home.path(), Tpm::Gone);
     let host = Fragile::new();
     let before = tree(&home.path().join("images"));
     // The second disk cannot be made, and what is in its way cannot be removed: the rest is undone all the same.
@@ -340,6 +388,7 @@ fn what_fails_is_taken_back_to_the_last_byte() {
     let failure = restore(&host, &request(home.path(), wish), &Unwatched).unwrap_err();
     assert_eq!(failure.exit_status, 3, "{failure}");
     assert_eq!(tree(&home.path().join("images")), before, "{failure}");
+    assert!(!home.path().join("tpm").exists());
     assert!(host.domains.borrow().is_empty());
 }
 

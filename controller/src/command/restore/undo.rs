@@ -57,6 +57,7 @@ fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
         Undo::Unmount { point } => image::unmount(ground, point),
         Undo::Discard { path } => ground.remove_file(path),
         Undo::Destroy { id } => ground.destroy(id),
+        Undo::DiscardTree { path } => ground.remove_tree(path),
         Undo::RemoveDir { path } => ground.remove_dir(path),
         Undo::Unname { path, made, before } => unname(path, *made, *before),
         Undo::Undefine { id } => ground.undefine(id),

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::{
     Access, Backing, ChainEnd, Device, Disk, Domain, DomainId, Format, Layer, LeftOut, Lifetime, Sharing,
-    SnapshotPolicy, Source, Tpm,
+    SnapshotPolicy, Source, Tpm, TpmSource,
 };
 use crate::core::names::{NameError, Target, Uuid, VmName};
 use crate::core::units::Bytes;
@@ -200,11 +200,17 @@ fn nvram(node: Node<'_, '_>) -> Option<PathBuf> {
 
 fn tpm(node: Node<'_, '_>) -> Option<Tpm> {
     let backend = child(node, "backend")?;
-    let state = child(backend, "source").and_then(|s| s.attribute("path").or(s.attribute("file")));
+    let state = child(backend, "source").and_then(|source| {
+        let path = source.attribute("path").or(source.attribute("file"))?.into();
+        Some(match source.attribute("type") {
+            Some("dir") => TpmSource::Directory(path),
+            _ => TpmSource::File(path),
+        })
+    });
     Some(Tpm {
         backend: backend.attribute("type").unwrap_or("unknown").to_owned(),
         version: backend.attribute("version").map(str::to_owned),
-        state: state.map(PathBuf::from),
+        state,
     })
 }
 

@@ -16,7 +16,10 @@ use crate::core::step::{CopyRequest, CopyTo, DumpRecord, LastFile, Step};
 use crate::core::units::Generation;
 use crate::core::viewspec::{Consistency, Feed, Method, ShownDisk};
 
-use super::{Case, DiskDecision, Plan, Reason, Refusal, Wanted, choose, hold, point_in_time};
+use super::{
+    Case, DiskDecision, Plan, Reason, Refusal, Wanted, before_it_goes_on, choose, copy_nvram, copy_tpm, hold,
+    point_in_time,
+};
 
 /// In the directory of an archive: complete where it is.
 pub const MANIFEST: &str = "manifest.json";
@@ -55,11 +58,14 @@ pub fn archive(case: Case<'_>, options: &Archive, snapshots: &[SnapshotFacts]) -
         names.push(name.clone());
     }
     steps.extend(point.claims);
-    steps.extend(point.take);
-    if let Some(nvram) = maker.nvram() {
-        steps.push(Step::CopyFile { from: nvram, to: dir.join(maker.nvram_name()) });
-        names.push(maker.nvram_name());
+    let nvram = copy_nvram(&case, &dir.join(maker.nvram_name()));
+    names.extend(nvram.iter().map(|_| maker.nvram_name()));
+    let tpm = format!("{}.tpm", maker.name());
+    if let Some(state) = case.facts.tpm.state() {
+        steps.push(Step::MakePrivateDir { path: dir.join(&tpm) });
+        names.extend(state.names().map(|name| format!("{tpm}/{name}")));
     }
+    steps.extend(before_it_goes_on(point.take, nvram.into_iter().chain(copy_tpm(&case, &dir.join(&tpm)))));
     for copy in copies {
         let release = point.release.get(&copy.target).cloned().unwrap_or_default();
         steps.push(Step::CopyDisk(Box::new(copy)));
@@ -80,7 +86,8 @@ pub fn archive(case: Case<'_>, options: &Archive, snapshots: &[SnapshotFacts]) -
     steps.push(Step::KeepDump(DumpRecord { dir: dir.clone(), names, digests, record: None, manifest }));
 
     let (method, left_out) = (choice.method, choice.left_out);
-    let notes = choice.notes.into_iter().chain(point.notes).chain(notes).collect();
+    let notes =
+        choice.notes.into_iter().chain(point.notes).chain(notes).chain(case.facts.tpm.note()).collect();
     let (domain, generation) = (case.domain.id.clone(), Generation::NONE);
     Ok(Plan { domain, method, generation, disks: decisions, left_out, notes, steps })
 }

@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
 use crate::core::domain::{LeftOut, Source};
 use crate::core::facts::GuestState;
 use crate::core::options::{Memory, MethodChoice, Pause, Running};
@@ -47,6 +49,39 @@ pub(super) fn choose<'a>(case: &Case<'a>) -> Result<Choice<'a>, Refusal> {
     let passed_over = verdicts.iter().take_while(|(other, _)| *other != method);
     let notes = passed_over.map(|(other, against)| format!("not by method {other}: {}", in_words(against)));
     Ok(Choice { method, notes: notes.collect(), wanted, left_out })
+}
+
+/// What `auto` would do, and what speaks against each method that would be better.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outlook {
+    /// None: no backup is possible so.
+    pub method: Option<Method>,
+    pub passed_over: Vec<PassedOver>,
+    /// What stands in the way of any method.
+    pub obstacles: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PassedOver {
+    pub method: Method,
+    pub why: String,
+}
+
+/// Of the guest by itself: what an earlier job of ours has left is no matter, for the next one clears it.
+pub fn outlook(case: &Case<'_>) -> Outlook {
+    let mut reasons = Vec::new();
+    let (wanted, _) = disks(case, &mut reasons);
+    let of_all = wrong_state(case).into_iter().chain(super::tpm_refused(case));
+    reasons.extend(of_all.map(|why| Reason { target: None, why }));
+    let asked = asked(case);
+    let verdicts: Vec<_> = asked.iter().map(|method| (*method, against(case, *method, &wanted))).collect();
+    let fits = |(_, against): &&(Method, Vec<Reason>)| against.is_empty();
+    let unfit = verdicts.iter().take_while(|verdict| !fits(verdict));
+    let passed_over = unfit.map(|(method, against)| PassedOver { method: *method, why: in_words(against) });
+    let obstacles: Vec<_> =
+        reasons.into_iter().map(|reason| in_words(std::slice::from_ref(&reason))).collect();
+    let method = verdicts.iter().find(fits).map(|(method, _)| *method).filter(|_| obstacles.is_empty());
+    Outlook { method, passed_over: passed_over.collect(), obstacles }
 }
 
 /// Every disk is wanted, left out by name or for having no medium, or a reason to refuse.

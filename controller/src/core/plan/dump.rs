@@ -9,7 +9,10 @@ use crate::core::step::{CopyRequest, CopyTo, DumpRecord, Step};
 use crate::core::units::Generation;
 use crate::core::viewspec::ShownDisk;
 
-use super::{Case, DiskDecision, Plan, PointInTime, Reason, Refusal, choose, copy_nvram, point_in_time};
+use super::{
+    Case, DiskDecision, Plan, PointInTime, Reason, Refusal, before_it_goes_on, choose, copy_nvram, copy_tpm,
+    point_in_time,
+};
 
 /// The plan that dumps a VM's disks to `B/<vm>`.
 pub fn dump(case: Case<'_>, options: &Dump) -> Result<Plan, Refusal> {
@@ -46,12 +49,15 @@ pub fn dump(case: Case<'_>, options: &Dump) -> Result<Plan, Refusal> {
     }
     let xml = Step::WriteFile { path: dir.join(names.shown_xml()), content: case.definition_xml.to_owned() };
     steps.extend(point.claims);
-    steps.extend(point.take);
-    steps.push(xml);
-    if let Some(Step::CopyFile { from, .. }) = copy_nvram(&case) {
-        record.names.push(names.shown_nvram());
-        steps.push(Step::CopyFile { from, to: dir.join(names.shown_nvram()) });
+    let nvram = copy_nvram(&case, &dir.join(names.shown_nvram()));
+    record.names.extend(nvram.iter().map(|_| names.shown_nvram()));
+    let tpm_dir = dir.join(names.shown_tpm());
+    if let Some(state) = case.facts.tpm.state() {
+        steps.push(Step::MakePrivateDir { path: tpm_dir.clone() });
+        record.names.extend(state.names().map(|name| format!("{}/{name}", names.shown_tpm())));
     }
+    steps.extend(before_it_goes_on(point.take, nvram.into_iter().chain(copy_tpm(&case, &tpm_dir))));
+    steps.push(xml);
     for copy in copies {
         let release = point.release.get(&copy.target).cloned().unwrap_or_default();
         steps.push(Step::CopyDisk(Box::new(copy)));
@@ -59,7 +65,7 @@ pub fn dump(case: Case<'_>, options: &Dump) -> Result<Plan, Refusal> {
     }
     steps.push(Step::KeepDump(record));
     let (method, left_out) = (choice.method, choice.left_out);
-    let notes = choice.notes.into_iter().chain(point.notes).collect();
+    let notes = choice.notes.into_iter().chain(point.notes).chain(case.facts.tpm.note()).collect();
     let (domain, generation) = (case.domain.id.clone(), Generation::NONE);
     Ok(Plan { domain, method, generation, disks: decisions, left_out, notes, steps })
 }

@@ -11,6 +11,7 @@ use crate::core::names::{CheckpointName, Places, Uuid};
 use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running, Snapshots};
 use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
+use crate::core::tpm::TpmState;
 use crate::core::units::Bytes;
 use crate::core::viewspec::{Candidates, Feed};
 use crate::core::volume::{Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind};
@@ -75,6 +76,7 @@ fn given() -> Given {
         index: BTreeMap::new(),
         mount_point: MountPoint::Absent,
         nvram: Nvram::None,
+        tpm: TpmFacts::NoTpm,
         scratch_free: Bytes(100 << 30),
         epoch: 1_752_513_887,
     };
@@ -435,4 +437,43 @@ fn the_undo_of_every_plan_ends_the_job_before_the_generation_and_that_before_its
     let generation = at(|u| matches!(u, Undo::CloseGeneration { .. }));
     let checkpoints = at(|u| matches!(u, Undo::SettleCheckpoints { .. }));
     assert!(view < job && job < generation && generation < checkpoints, "{undos:?}");
+}
+
+fn given_a_tpm(tpm: TpmFacts) -> Given {
+    let mut given = given();
+    given.facts.tpm = tpm;
+    given
+}
+
+#[test]
+fn the_state_of_a_tpm_is_copied_before_the_guest_goes_on_and_shown() {
+    let files = vec![("tpm2-00.permall".to_owned(), Bytes(9))];
+    let mut given = given_a_tpm(TpmFacts::State(TpmState { dir: "/swtpm/tpm2".into(), files }));
+    given.facts.disks.values_mut().for_each(|disk| disk.reflink = Reflink::Possible);
+    given.options.method = MethodChoice::Reflink;
+    let plan = given.decide().unwrap();
+    let at = |wanted: fn(&Step) -> bool| plan.steps.iter().position(wanted).expect("it is in the plan");
+    let copied =
+        at(|step| matches!(step, Step::CopyTpm { to, .. } if to.ends_with("mail01/tpm/tpm2-00.permall")));
+    assert!(
+        at(|step| matches!(step, Step::MakePrivateDir { path } if path.ends_with("mail01/tpm"))) < copied
+    );
+    assert!(at(|step| matches!(step, Step::CloneFile { .. })) < copied);
+    assert!(copied < at(|step| matches!(step, Step::Early(Undo::Resume { .. }))), "{plan}");
+    let spec = spec_of(&plan);
+    let shown: Vec<_> = spec.files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(shown, ["mail01.xml", "mail01.tpm/tpm2-00.permall"]);
+    let about: serde_json::Value = serde_json::from_str(&spec.about_json()).unwrap();
+    assert_eq!(about["tpm"], serde_json::json!({ "saved": { "files": ["tpm2-00.permall"] } }));
+}
+
+#[test]
+fn a_tpm_that_cannot_be_saved_is_told_of_and_one_that_is_not_to_be_trusted_refused() {
+    let why = || "because".to_owned();
+    let plan = given_a_tpm(TpmFacts::NotHere { why: why() }).decide().unwrap();
+    assert!(plan.notes.contains(&"the state of the TPM is not saved: because".to_owned()), "{plan}");
+    let about: serde_json::Value = serde_json::from_str(&spec_of(&plan).about_json()).unwrap();
+    assert_eq!(about["tpm"], serde_json::json!({ "not-saved": { "why": "because" } }));
+    let refusal = given_a_tpm(TpmFacts::Refused { why: why() }).decide().unwrap_err();
+    assert!(refusal.to_string().ends_with("; the state of the TPM cannot be saved: because"), "{refusal}");
 }

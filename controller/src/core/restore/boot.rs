@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Backup, Form, Known, Plan, Refusal, Standing, Step, partial_of};
+use super::{
+    Backup, Form, Known, Plan, Refusal, Standing, Step, make_tpm, partial_of, tpm_cannot_move, tpm_files,
+    without_tpm,
+};
 use crate::core::domain::{DomainId, Format, Source};
 use crate::core::names::{Target, Uuid, VmName};
 use crate::core::rewrite::{self, Changes, Content, Macs, NewDisk, Nvram, Place, Surroundings};
@@ -114,6 +117,9 @@ pub fn plan(backup: &Backup, wish: &BootWish, facts: &BootFacts, names: &BootNam
         steps.push(Step::CopySmall { from: from.clone(), to: partial_of(&to) });
         steps.push(Step::Name { path: to });
     }
+    let tpm = tpm_files(backup, &id);
+    steps.extend(make_tpm(&tpm, partial_of));
+    steps.extend(tpm.into_iter().map(|(_, path)| Step::Name { path }));
     let surroundings = match wish.network {
         Network::Isolated => Surroundings::Isolated { console: Some(names.console()) },
         Network::AsItWas => Surroundings::Kept,
@@ -124,6 +130,7 @@ pub fn plan(backup: &Backup, wish: &BootWish, facts: &BootFacts, names: &BootNam
     steps.push(Step::Run { id: id.clone(), xml });
     let mut notes = backup.notes.clone();
     notes.extend(wish.exclude.iter().map(|target| format!("{target}: the guest runs without it")));
+    notes.extend(without_tpm(backup));
     Ok(Plan { id, notes, steps })
 }
 
@@ -158,6 +165,8 @@ fn obstacles(backup: &Backup, wish: &BootWish, facts: &BootFacts) -> Vec<String>
             )),
         }
     }
+    let id = DomainId { name: wish.name.clone(), uuid: facts.fresh_uuid.clone() };
+    reasons.extend(tpm_cannot_move(backup, &id));
     if facts.of_this_name.is_some() {
         reasons.push(format!("there is a domain {} already: choose another --name", wish.name));
     }
@@ -230,6 +239,7 @@ mod tests {
             xml: XML.to_owned(),
             disks: ["vda", "vdb"].map(|disk| (target(disk), kept(disk))).into(),
             nvram: Some("mail01.nvram".to_owned()),
+            tpm: Vec::new(),
             memory: None,
             snapshots: Vec::new(),
             notes: Vec::new(),
@@ -273,6 +283,17 @@ mod tests {
         for of_the_host in ["/i/a.img", "rbd", "br0", "hostdev", "/v/", "52:54:00:00:00:01", "c7a5fdbd"] {
             assert!(!xml.contains(of_the_host), "{of_the_host}: {xml}");
         }
+    }
+
+    #[test]
+    fn its_tpm_begins_with_the_state_in_the_backup_at_a_place_of_its_own() {
+        let xml = XML.replace("</devices>", "<tpm><backend type='emulator' version='2.0'/></tpm></devices>");
+        let tpm = vec!["mail01.tpm/tpm2-00.permall".to_owned()];
+        let backup = Backup { domain: Domain::parse(&xml).unwrap(), xml, tpm, ..backup() };
+        let text = plan(&backup, &wish(AfterBoot::ThrowAway), &facts(&[]), &names()).unwrap().to_string();
+        let dir = format!("/var/lib/libvirt/swtpm/{}/tpm2", facts(&[]).fresh_uuid);
+        let at = text.find(&format!("give {dir}/tpm2-00.permall its name")).expect(&text);
+        assert!(at < text.find("start mail01-boot").unwrap(), "{text}");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use super::{
     Activity, Backup, Destination, Existing, Facts, FileId, Form, Format, Identity, InUse, Kept, Standing,
-    Then, Wish, Writing, format_of, identity, memory_of, nvram_of,
+    Then, Wish, Writing, format_of, identity, memory_of, nvram_of, tpm_cannot_move, tpm_of,
 };
+use crate::core::domain::DomainId;
 use crate::core::names::Target;
 
 pub(super) fn find(backup: &Backup, wish: &Wish, destinations: &[Destination], facts: &Facts) -> Vec<String> {
@@ -22,8 +23,26 @@ pub(super) fn find(backup: &Backup, wish: &Wish, destinations: &[Destination], f
     for path in small {
         reasons.extend(file_in_the_way(backup, wish, facts, &path));
     }
+    reasons.extend(tpm_in_the_way(backup, wish, facts));
     if wish.then == Then::Resume {
         reasons.extend(cannot_resume(backup, wish));
+    }
+    reasons
+}
+
+/// Its directory is made.
+fn tpm_in_the_way(backup: &Backup, wish: &Wish, facts: &Facts) -> Vec<String> {
+    let id = match identity(backup, wish) {
+        Identity::Own(id) => id,
+        Identity::New(name) => DomainId { name, uuid: facts.fresh_uuid.clone() },
+    };
+    let files = tpm_of(backup, wish, &id);
+    let there = |path: &Path| facts.standing.get(path).is_some_and(|there| *there != Standing::NoDirectory);
+    let taken = files.iter().filter(|(_, path)| there(path));
+    let mut reasons: Vec<_> =
+        taken.flat_map(|(_, path)| file_in_the_way(backup, wish, facts, path)).collect();
+    if !files.is_empty() {
+        reasons.extend(tpm_cannot_move(backup, &id));
     }
     reasons
 }

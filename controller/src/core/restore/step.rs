@@ -33,6 +33,15 @@ pub enum Step {
         from: String,
         to: PathBuf,
     },
+    /// Where libvirt keeps the state of a TPM, each directory below the one before.
+    MakeTpmDir {
+        dirs: Vec<PathBuf>,
+    },
+    /// A file of the state of a TPM, which is its emulator's.
+    CopyTpm {
+        from: String,
+        to: PathBuf,
+    },
     /// What the guest had in its memory, as a file that libvirt reads.
     MakeMemory {
         from: Kept,
@@ -112,6 +121,10 @@ pub enum Undo {
     RemoveDir {
         path: PathBuf,
     },
+    /// A directory that we have made for one guest's own, with all that its TPM has written there.
+    DiscardTree {
+        path: PathBuf,
+    },
     /// The file `made` gives the name back, to the file that had it or to none.
     Unname {
         path: PathBuf,
@@ -154,7 +167,13 @@ impl fmt::Display for Step {
                     to.display()
                 )
             }
-            Step::CopySmall { from, to } => write!(f, "copy {from} to {}", to.display()),
+            Step::MakeTpmDir { dirs } => match dirs.last() {
+                Some(dir) => write!(f, "make {} for the TPM", dir.display()),
+                None => f.write_str("make no directory for the TPM"),
+            },
+            Step::CopySmall { from, to } | Step::CopyTpm { from, to } => {
+                write!(f, "copy {from} to {}", to.display())
+            }
             Step::MakeMemory { from, to } => {
                 write!(f, "put the memory from {} to {}", from.name, to.display())
             }
@@ -191,7 +210,7 @@ impl fmt::Display for Undo {
             }
             Undo::Discard { path } => write!(f, "remove {}", path.display()),
             Undo::Destroy { id } => write!(f, "end {id}"),
-            Undo::RemoveDir { path } => write!(f, "remove {}", path.display()),
+            Undo::RemoveDir { path } | Undo::DiscardTree { path } => write!(f, "remove {}", path.display()),
             Undo::Undefine { id } => write!(f, "undefine {id}"),
             Undo::Redefine { id, .. } => write!(f, "define {id} as it was"),
         }

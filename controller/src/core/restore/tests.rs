@@ -32,6 +32,7 @@ fn backup() -> Backup {
             .map(|(disk, bytes)| (target(disk), kept(disk, bytes)))
             .into(),
         nvram: Some("mail01.nvram".to_owned()),
+        tpm: Vec::new(),
         memory: None,
         snapshots: Vec::new(),
         notes: Vec::new(),
@@ -334,7 +335,7 @@ fn everything_that_is_made_is_made_before_anything_is_replaced_and_kept_last() {
     let destinations = destinations(&backup, &wish).unwrap();
     let plan = plan(&backup, &wish, &destinations, &facts).unwrap();
     let order = |step: &Step| match step {
-        Step::MakeFile { .. } | Step::CopySmall { .. } => 0,
+        Step::MakeFile { .. } | Step::CopySmall { .. } | Step::MakeTpmDir { .. } | Step::CopyTpm { .. } => 0,
         Step::Join { .. } | Step::Overlay { .. } | Step::Run { .. } => panic!("{step}"),
         Step::Rewrite { .. } => 1,
         Step::Name { .. } => 2,
@@ -345,6 +346,68 @@ fn everything_that_is_made_is_made_before_anything_is_replaced_and_kept_last() {
     let orders: Vec<_> = plan.steps.iter().map(order).collect();
     assert!(orders.is_sorted(), "{plan}");
     assert_eq!(orders.iter().filter(|order| **order == 4).count(), 1);
+}
+
+/// With a TPM whose state is in the backup.
+fn with_tpm(source: &str) -> Backup {
+    let devices = format!("<tpm><backend type='emulator' version='2.0'>{source}</backend></tpm></devices>");
+    let xml = XML.replace("</devices>", &devices);
+    let (domain, tpm) = (Domain::parse(&xml).unwrap(), vec!["mail01.tpm/tpm2-00.permall".to_owned()]);
+    Backup { xml, domain, tpm, ..backup() }
+}
+
+#[test]
+fn the_state_of_a_tpm_goes_to_where_libvirt_looks_for_that_of_the_uuid() {
+    let own = format!("/var/lib/libvirt/swtpm/{OWN}/tpm2");
+    let new = format!("/var/lib/libvirt/swtpm/{}/tpm2", fresh());
+    let named = "<source type='dir' path='/t/mail01'/>";
+    for (source, wish, dir, is_named) in [
+        ("", wish(), own.as_str(), false),
+        ("", beside(), &new, false),
+        (named, wish(), "/t/mail01", true),
+        (named, beside(), &new, false),
+    ] {
+        let backup = with_tpm(source);
+        let facts = facts(&backup, &wish, &[]);
+        let destinations = destinations(&backup, &wish).unwrap();
+        let plan = plan(&backup, &wish, &destinations, &facts).unwrap();
+        let text = plan.to_string();
+        for step in [
+            format!("make {dir} for the TPM"),
+            format!("copy mail01.tpm/tpm2-00.permall to {dir}/tpm2-00.permall.partial"),
+            format!("give {dir}/tpm2-00.permall its name"),
+        ] {
+            assert!(text.contains(&step), "{step}: {text}");
+        }
+        let defined = plan.steps.iter().find_map(|step| match step {
+            Step::Define { xml, .. } => Some(xml),
+            _ => None,
+        });
+        assert_eq!(defined.unwrap().contains("/t/mail01"), is_named, "{text}");
+        let none = Wish { then: Then::Nothing, ..wish };
+        assert!(!decided(&backup, &none, &facts).unwrap().contains("tpm"));
+    }
+}
+
+#[test]
+fn the_state_of_a_tpm_that_is_there_is_only_replaced_by_force() {
+    let backup = with_tpm("");
+    let path = format!("/var/lib/libvirt/swtpm/{OWN}/tpm2/tpm2-00.permall");
+    let there = facts(&backup, &wish(), &[(&path, Standing::File(A_FILE))]);
+    let told = decided(&backup, &wish(), &there).unwrap_err();
+    assert_eq!(told, format!("{path} exists: --force replaces it"));
+    let force = Wish { existing: Existing::Replaceable, ..wish() };
+    assert!(decided(&backup, &force, &there).is_ok());
+    let no_directory = facts(&backup, &wish(), &[(&path, Standing::NoDirectory)]);
+    assert!(decided(&backup, &wish(), &no_directory).is_ok(), "it is made");
+
+    let single = with_tpm("<source type='file' path='/t/a.state'/>");
+    let told = decided(&single, &beside(), &facts(&single, &beside(), &[])).unwrap_err();
+    assert_eq!(told, "the state of its TPM is the file /t/a.state, which cannot be that of another domain");
+    assert!(decided(&single, &wish(), &facts(&single, &wish(), &[])).is_ok());
+    let without = Backup { tpm: Vec::new(), ..with_tpm("") };
+    let text = decided(&without, &wish(), &facts(&without, &wish(), &[])).unwrap();
+    assert!(text.contains("note: the guest has a TPM, and the backup has nothing of it"), "{text}");
 }
 
 #[test]

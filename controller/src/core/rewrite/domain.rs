@@ -82,6 +82,11 @@ fn identity(domain: Node<'_, '_>, name: Node<'_, '_>, uuid: &Uuid, edits: &mut E
     }
     if !same {
         children(domain, "genid").for_each(|genid| edits.empty(genid));
+        // The state of its TPM, too, is where the new UUID leads, and not where the original writes.
+        let tpms = children(domain, "devices").flat_map(|devices| children(devices, "tpm"));
+        let backends = tpms.flat_map(|tpm| children(tpm, "backend"));
+        let emulated = backends.filter(|backend| backend.attribute("type") == Some("emulator"));
+        emulated.flat_map(|backend| children(backend, "source")).for_each(|source| edits.remove(source));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use virt::sys;
 
 use super::super::machine::Machine;
 use super::super::{Removal, definitions::Definitions};
-use super::{Known as Libvirt, active, disks, ffi, told};
+use super::{Known as Libvirt, active, disks, ffi, swtpm, told};
 use crate::core::domain::{self, DomainId, Source};
 use crate::core::facts::{Agent, Chain, Definition};
 use crate::core::names::{Target, Uuid, VmName};
@@ -59,9 +59,13 @@ impl Definitions for Machine {
         if active(&domain)? {
             bail!("it runs: shut it off");
         }
-        let flags = sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        let mut flags = sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             | sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+        // Older ones do not know the flag, and remove the state of a TPM with its domain.
+        if self.first()?.connect()?.lib_version().map_err(told)? >= KEEPS_TPM {
+            flags |= sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
+        }
         domain.undefine_flags(flags).map_err(told)?;
         Ok(Removal::Removed)
     }
@@ -151,8 +155,14 @@ impl Definitions for Machine {
         // Without that security model QEMU runs as libvirt does.
         Ok(owner.unwrap_or((0, 0)))
     }
+
+    fn tpm_owner(&self) -> Result<(u32, u32)> {
+        swtpm::owner()
+    }
 }
 
+/// The version of libvirt, as it counts them, that can keep the state of a TPM.
+const KEEPS_TPM: u32 = 8_009_000;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Machine {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::core::facts::Fingerprint;
+use crate::core::tpm::Found;
 use crate::core::units::Bytes;
 use crate::host::{Created, Entry, Files, Guard, Removal};
 
@@ -77,6 +78,26 @@ impl Files for SimHost {
 
     fn bring_to_disk(&self, _paths: &[PathBuf]) -> Result<()> {
         self.effect("bring_to_disk", |_| Ok(()))
+    }
+
+    fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>> {
+        self.ask(|world| {
+            let found = |name: String| match world.nodes.get(&dir.join(&name)) {
+                Some(Node::File(content)) => (name, Found::File(Bytes(content.len() as u64))),
+                _ => (name, Found::Other("something else".to_owned())),
+            };
+            let names = world.nodes.contains_key(dir).then(|| world.names_in(dir));
+            Ok(names.map(|names| names.into_iter().map(found).collect()))
+        })
+    }
+
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+        self.effect("copy_small", |world| match world.nodes.get(&dir.join(name)) {
+            Some(Node::File(content)) if content.len() as u64 <= at_most.0 => {
+                put(world, to, &content.clone())
+            }
+            _ => bail!("{} is not a small file", dir.join(name).display()),
+        })
     }
 
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {

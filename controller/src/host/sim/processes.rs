@@ -54,6 +54,11 @@ impl Processes for SimHost {
         let spec_path = service.spec.clone();
         let program = Program::Chunkfs { spec: spec_path };
         let pid = self.effect("chunkfs starts", |world| Ok(world.start_process(program)))?;
+        for file in &spec.files {
+            if self.ask(|world| Ok(!matches!(world.nodes.get(&file.from), Some(Node::File(_)))))? {
+                bail!("{} is to be shown and is not there", file.from.display());
+            }
+        }
         for disk in &spec.disks {
             self.effect("chunkfs opens an index", |world| open_index(world, &spec, disk))?;
         }
