@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::core::domain::{Sharing, Source};
+use crate::core::facts::local_path;
 use crate::core::names::Target;
 use crate::core::options::Snapshots;
 use crate::core::step::{Step, Undo};
@@ -56,7 +57,10 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         taken.values().map(|taken| Step::ClaimVolume { snapshot: taken.snapshot.clone() }).collect();
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
     let snapshots = taken.values().map(|taken| Step::SnapshotVolume(taken.snapshot.clone())).collect();
-    let mut take = hold::suspended(case, snapshots);
+    let originals = wanted.iter().filter_map(|disk| local_path(&disk.disk.source).cloned()).collect();
+    // QEMU brings what it has to the disk before it is suspended, and LVM what the file system has.
+    let mut take = vec![Step::BringToDisk { paths: originals }];
+    take.extend(hold::suspended(case, snapshots));
     let mounts: Vec<_> = taken.values().filter_map(|taken| taken.mount.clone()).collect();
     if !mounts.is_empty() {
         take.push(Step::MakePrivateDir { path: case.names.volumes_dir() });
