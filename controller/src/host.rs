@@ -63,6 +63,8 @@ pub trait Files {
     fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>>;
     /// A copy of a regular file in such a directory, an error when it is larger. Mode 0600, and whole as `copy_file` has it.
     fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()>;
+    /// What was written to these files is on the disk; what is written meanwhile, as far as it goes quickly.
+    fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()>;
     /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.
@@ -164,9 +166,12 @@ pub trait Guests {
     /// Merges an overlay into its image, whether the guest runs or not, and removes it once the guest's fresh description
     /// proves that the image is in use. Whatever fails leaves the overlay and every write of the guest.
     fn merge_overlay(&self, domain: &DomainId, overlay: &Overlay) -> Result<Removal>;
+    /// An error when the guest's agent does not answer in time, or there is none.
+    fn ask_agent(&self, domain: &DomainId, within: Duration) -> Result<()>;
     /// Freezes the guest's file systems, within the time or not at all. Something that outlives us thaws them soon after
     /// the time if we do not.
     fn freeze(&self, domain: &DomainId, within: Duration) -> Result<()>;
+    /// `AlreadyGone` when nothing was frozen any more.
     fn thaw(&self, domain: &DomainId) -> Result<Removal>;
     /// QEMU has written all it had when this returns.
     fn suspend(&self, domain: &DomainId) -> Result<()>;

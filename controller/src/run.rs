@@ -359,9 +359,16 @@ impl Context {
     /// Waits, and then tries until the guest is thawed or gone, for a few minutes. Killed by whoever thaws it in time.
     fn thaw_later(&self, uuid: &str, secs: u64) -> Result<(), Failure> {
         let uuid = Uuid::new(uuid).map_err(anyhow::Error::from)?;
-        std::thread::sleep(Duration::from_secs(secs));
+        let interrupted = self.interrupted();
+        let due = Instant::now() + Duration::from_secs(secs);
+        while Instant::now() < due {
+            if interrupted() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let name = command::name_of(&self.machine, uuid.as_str())?;
-        self.machine.thaw_stubbornly(&DomainId { name, uuid })?;
+        self.machine.thaw_stubbornly(&DomainId { name, uuid }, &interrupted)?;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::core::lock::{Holder, Lock, ProcessId};
 use crate::core::names::{JobId, Names};
 use crate::core::options::JobLimit;
 use crate::core::plan::Plan;
-use crate::core::step::{DumpRecord, Patience, Step, Undo};
+use crate::core::step::{DumpRecord, Need, Patience, Step, Undo};
 use crate::host::{Guard, Host, Removal};
 
 use act::Acted;
@@ -41,8 +41,8 @@ pub struct Session<'h> {
     /// Who held the lock before and did not give it back.
     taken_over: Option<Holder>,
     journal: Option<JournalFile>,
-    /// Did this job freeze the guest's file systems?
-    frozen: bool,
+    /// Did this job freeze the guest's file systems, and how much was that wanted?
+    frozen: Option<Need>,
     /// Of the disks copied so far, as `b3sum --check` reads them.
     digests: String,
     /// Is there a dump or an archive that stays?
@@ -101,7 +101,7 @@ impl<'h> Session<'h> {
             lock,
             taken_over,
             journal,
-            frozen: false,
+            frozen: None,
             digests: String::new(),
             kept: false,
             spoilt: None,
@@ -145,9 +145,15 @@ impl<'h> Session<'h> {
                 bail!("interrupted before it could {step}");
             }
             let process = match step {
-                Step::Early(undo) => self.pay_early(undo)?,
+                Step::Early(undo) => {
+                    let removal = self.pay_early(undo)?;
+                    if matches!(undo, Undo::Thaw { .. }) && removal == Some(Removal::AlreadyGone) {
+                        self.was_not_frozen(notes)?;
+                    }
+                    None
+                }
                 Step::IfFrozen { path, content } => {
-                    if self.frozen {
+                    if self.frozen.is_some() {
                         self.host.replace(path, content.as_bytes()).with_context(|| step.to_string())?;
                     }
                     None
@@ -203,7 +209,13 @@ impl<'h> Session<'h> {
         interrupted: &Interrupted<'_>,
         notes: &mut Vec<String>,
     ) -> Result<Option<ProcessId>> {
-        act::check(self.host, step)?;
+        if let Err(error) = act::check(self.host, step) {
+            if !matches!(step, Step::Freeze { need: Need::Wished, .. }) {
+                return Err(error);
+            }
+            notes.push(format!("not quiesced: {error:#}"));
+            return Ok(None);
+        }
         let owes = step.undo();
         if let Some(undo) = owes.clone() {
             self.write(&Record::Intent { step: number, what: step.to_string(), undo })?;
@@ -215,28 +227,42 @@ impl<'h> Session<'h> {
                 self.digests.push_str(&digest);
                 None
             }
-            (Err(error), Step::Freeze { need: crate::core::step::Need::Wished, .. }) => {
+            (Err(error), Step::Freeze { need: Need::Wished, .. }) => {
                 notes.push(format!("not quiesced: {error:#}"));
-                return self.pay_early(&step.undo().expect("a freeze has an undo"));
+                self.pay_early(&step.undo().expect("a freeze has an undo"))?;
+                return Ok(None);
             }
             (Err(error), _) => return Err(error),
         };
-        self.frozen |= matches!(step, Step::Freeze { .. });
+        if let Step::Freeze { need, .. } = step {
+            self.frozen = Some(*need);
+        }
         if owes.is_some() {
             self.write(&Record::Done { step: number, process: process.clone() })?;
         }
         Ok(process)
     }
 
-    fn pay_early(&mut self, undo: &Undo) -> Result<Option<ProcessId>> {
-        if let Some(debt) = self.owed().into_iter().find(|debt| debt.undo == *undo) {
-            let mut unwound = Unwound::default();
-            self.pay(&debt, &mut unwound)?;
-            if let Some(why) = unwound.spoilt.into_iter().next() {
-                self.spoilt = Some(why);
-            }
+    /// None: it is not owed.
+    fn pay_early(&mut self, undo: &Undo) -> Result<Option<Removal>> {
+        let Some(debt) = self.owed().into_iter().find(|debt| debt.undo == *undo) else { return Ok(None) };
+        let mut unwound = Unwound::default();
+        let removal = self.pay(&debt, &mut unwound)?;
+        if let Some(why) = unwound.spoilt.into_iter().next() {
+            self.spoilt = Some(why);
         }
-        Ok(None)
+        Ok(Some(removal))
+    }
+
+    /// At the thaw nothing was frozen any more: some guests thaw themselves after a while, some have nothing to freeze.
+    fn was_not_frozen(&mut self, notes: &mut Vec<String>) -> Result<()> {
+        let why = "the guest's file systems were not frozen any more when the point in time was taken";
+        match self.frozen.take() {
+            Some(Need::Required) => bail!(why),
+            Some(Need::Wished) => notes.push(format!("not quiesced: {why}")),
+            None => {}
+        }
+        Ok(())
     }
 
     /// From the list of digests on a dump is complete, and an archive from its manifest on. The record is there before:
@@ -247,8 +273,12 @@ impl<'h> Session<'h> {
             self.host.replace(record, text.as_bytes())?;
         }
         self.host.replace(&dump.dir.join(&dump.digests), self.digests.as_bytes())?;
-        if let Some((name, content)) = &dump.manifest {
-            self.host.replace(&dump.dir.join(name), content.as_bytes())?;
+        if let Some(manifest) = &dump.manifest {
+            let content = match self.frozen {
+                Some(_) => &manifest.if_frozen,
+                None => &manifest.content,
+            };
+            self.host.replace(&dump.dir.join(&manifest.name), content.as_bytes())?;
         }
         let kept = |undo: &Undo| match undo {
             Undo::RemoveFile { path } if dump.record.as_ref() == Some(path) => true,
@@ -285,18 +315,19 @@ impl<'h> Session<'h> {
         unwound
     }
 
-    fn pay(&mut self, debt: &Debt, unwound: &mut Unwound) -> Result<()> {
-        match undo::undo(self.host, &debt.undo).with_context(|| debt.undo.to_string())? {
+    fn pay(&mut self, debt: &Debt, unwound: &mut Unwound) -> Result<Removal> {
+        let removal = undo::undo(self.host, &debt.undo).with_context(|| debt.undo.to_string())?;
+        match &removal {
             Removal::Removed => unwound.done.push(debt.undo.to_string()),
             Removal::AlreadyGone => {}
             Removal::Later(why) => unwound.notes.push(format!("{}: later: {why}", debt.undo)),
-            Removal::Spoilt(why) => unwound.spoilt.push(why),
+            Removal::Spoilt(why) => unwound.spoilt.push(why.clone()),
         }
         if let Err(error) = self.write(&Record::Undone { step: debt.step }) {
             // Undoing it again would do no harm, so a full disk does not keep us from undoing the rest.
             unwound.notes.push(format!("{error:#}"));
         }
-        Ok(())
+        Ok(removal)
     }
 
     /// All that a cleanup does: what the journal owes, what is here under names of ours, and if the first could not be

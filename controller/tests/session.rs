@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use virt_backup::command::{self, Failure, Mounted};
 use virt_backup::core::lock::{BootId, Lock, ProcessId};
 use virt_backup::core::names::{JobId, Names, VmName};
-use virt_backup::core::options::JobLimit;
-use virt_backup::host::sim::world::{Job, Program};
+use virt_backup::core::options::{Chunkmount, JobLimit, Quiesce};
+use virt_backup::host::sim::world::{Freezing, Job, Program};
 use virt_backup::host::sim::{Node, Power, SimHost, World};
 use virt_backup::host::{Files, Removal};
 use virt_backup::session::{self, Session};
@@ -319,4 +319,43 @@ fn a_process_that_mounted_may_clean_up_itself() {
         command::cleanup(host, &places(), "mail01").unwrap();
     });
     assert_eq!(files(&world), [""; 0]);
+}
+
+#[test]
+fn a_backup_is_called_frozen_only_when_the_guest_was_frozen_at_its_point_in_time() {
+    let (silent, short) = ("does not answer", "were not frozen any more");
+    for (freezing, why_not) in
+        [(Freezing::AsAsked, None), (Freezing::Never, Some(silent)), (Freezing::TooShort, Some(short))]
+    {
+        for quiesce in [Quiesce::Auto, Quiesce::Require] {
+            let world = running();
+            let pristine = files(&world);
+            world.borrow_mut().guests.values_mut().for_each(|guest| guest.freezing = freezing);
+            let options = Chunkmount { quiesce, ..options() };
+            let mounted = process(&world, |host| {
+                command::chunkmount(host, &places(), "mail01", &options, JobLimit::Unlimited, &|| false)
+            });
+            let about = process(&world, |host| host.read(&names().saved_about())).unwrap();
+            let frozen = about.is_some_and(|about| String::from_utf8(about).unwrap().contains("\"frozen\""));
+            let case = format!("{freezing:?}, {quiesce:?}");
+            match (quiesce, why_not) {
+                (Quiesce::Require, Some(why)) => {
+                    let failure = mounted.unwrap_err();
+                    assert_eq!(failure.exit_status, 1, "{case}: {failure}");
+                    assert!(failure.story.contains(why), "{case}: {failure}");
+                    assert_eq!(files(&world), pristine, "{case}");
+                }
+                (_, why) => {
+                    let notes = mounted.unwrap().notes.join("; ");
+                    assert!(notes.contains(why.unwrap_or_default()), "{case}: {notes}");
+                    assert_eq!(
+                        (frozen, notes.contains("not quiesced")),
+                        (why.is_none(), why.is_some()),
+                        "{case}"
+                    );
+                }
+            }
+            assert!(world.borrow().guests.values().all(|guest| !guest.frozen), "{case}");
+        }
+    }
 }

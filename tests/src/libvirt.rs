@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
 mod device;
+mod diary;
 mod guest;
 mod lab;
 mod linux;
@@ -14,8 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub use device::LoopDevice;
+pub use diary::Diary;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
+pub use linux::{Agent, Linux, lines_in, needs_recovery};
 pub use lvm::{LogicalVolume, Provisioning, fullness, in_vm, mounts_below};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;

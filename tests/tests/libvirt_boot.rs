@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tests::libvirt::{Disk, Guest, Lab, content_of, virsh, virsh_ok, with_libvirt};
+use tests::libvirt::{Agent, Disk, Guest, Lab, content_of, lines_in, virsh, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "raw", mib: 8 }, Disk { format: "raw", mib: 8 }];
 const PRINTS: &str = "BOOTED FROM ITS DISK";
@@ -250,7 +250,7 @@ fn libvirt_a_drill_that_is_killed_is_cleared_by_the_next() {
 #[test]
 fn libvirt_a_linux_that_was_backed_up_while_it_wrote_lives_and_has_every_line() {
     with_libvirt("libvirt_a_linux_that_was_backed_up_while_it_wrote_lives_and_has_every_line", |lab| {
-        let guest = lab.linux("mail01");
+        let guest = lab.linux("mail01", Agent::Absent);
         virsh_ok(&["start", "mail01"]);
         guest.wait_for_line(20);
         let synced_before = guest.lines_on_disk();
@@ -268,16 +268,7 @@ fn libvirt_a_linux_that_was_backed_up_while_it_wrote_lives_and_has_every_line() 
         let to = lab.path("restored");
         fs::create_dir(&to).unwrap();
         lab.run(&["restore", &text(tree(lab)), "--name=mail02", &format!("--to={}", to.display())]).ok();
-        let image = to.join("mail02_vda.img");
-        // Recovered by its journal, as after a power cut; then clean.
-        let check = |words: &[&str]| Command::new("e2fsck").args(words).arg(&image).status().unwrap().code();
-        let recovered = check(&["-p"]);
-        assert!(matches!(recovered, Some(0 | 1)), "{recovered:?}");
-        assert_eq!(check(&["-f", "-n"]), Some(0));
-        let lines = Command::new("debugfs").args(["-R", "cat /lines"]).arg(&image).output().unwrap();
-        let lines: Vec<u64> =
-            String::from_utf8(lines.stdout).unwrap().lines().map_while(|l| l.parse().ok()).collect();
-        assert_eq!(lines, (1..=lines.len() as u64).collect::<Vec<_>>(), "every line once, in order");
-        assert!(lines.len() as u64 >= synced_before, "{} of at least {synced_before} lines", lines.len());
+        let lines = lines_in(&to.join("mail02_vda.img"));
+        assert!(lines >= synced_before, "{lines} of at least {synced_before} lines");
     });
 }

@@ -232,12 +232,8 @@ fn obstacles(case: &Case<'_>) -> Vec<Reason> {
         "a backup job that is not ours runs already: wait for its end (virsh domjobinfo), or end it"
             .to_owned()
     });
-    in_the_way
-        .into_iter()
-        .chain(job)
-        .chain(tpm_refused(case))
-        .map(|why| Reason { target: None, why })
-        .collect()
+    let of_the_guest = hold::unfreezable(case).into_iter().chain(tpm_refused(case));
+    in_the_way.into_iter().chain(job).chain(of_the_guest).map(|why| Reason { target: None, why }).collect()
 }
 
 fn tpm_refused(case: &Case<'_>) -> Option<String> {

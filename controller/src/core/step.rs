@@ -54,6 +54,10 @@ pub enum Step {
         at_most: Bytes,
         to: PathBuf,
     },
+    /// What the host has not written to the disk yet of these files, it writes now and not while the guest waits.
+    BringToDisk {
+        paths: Vec<PathBuf>,
+    },
     /// A clone that shares its blocks with the file; the place is claimed.
     CloneFile {
         from: PathBuf,
@@ -161,8 +165,16 @@ pub struct DumpRecord {
     pub digests: String,
     /// Where this is written down for cleanup. None: cleanup has nothing to do with these files.
     pub record: Option<PathBuf>,
-    /// The one that is written last, and what it says: where it is, everything is.
-    pub manifest: Option<(String, String)>,
+    /// The one that is written last: where it is, everything is.
+    pub manifest: Option<LastFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastFile {
+    pub name: String,
+    pub content: String,
+    /// What it says instead if the guest's file systems were frozen as wished.
+    pub if_frozen: String,
 }
 
 /// What a step owes. Every undo may be carried out any number of times, and when the step never happened.
@@ -343,6 +355,7 @@ impl Step {
             | Step::CopyDisk(_) => {
                 return None;
             }
+            Step::BringToDisk { .. } => return None,
             Step::Early(_) | Step::Release(_) | Step::KeepDump(_) | Step::KeepDir { .. } => return None,
         })
     }
@@ -400,6 +413,14 @@ impl fmt::Display for Step {
             Step::CopyFile { from, to } => write!(f, "copy {} to {}", from.display(), to.display()),
             Step::CopyTpm { dir, name, to, .. } => {
                 write!(f, "copy {} to {}", dir.join(name).display(), to.display())
+            }
+            Step::BringToDisk { paths } => {
+                let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                write!(
+                    f,
+                    "bring {} to the disk, so that the guest is suspended for a moment only",
+                    paths.join(" and ")
+                )
             }
             Step::CloneFile { from, to } => {
                 write!(f, "clone {} to {}, sharing its blocks", from.display(), to.display())

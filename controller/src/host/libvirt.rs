@@ -285,11 +285,24 @@ impl Guests for Machine {
         overlays::merge(self, id, overlay)
     }
 
+    fn ask_agent(&self, id: &DomainId, within: Duration) -> Result<()> {
+        match ffi::ask_agent(&self.guests.expect(id)?, within) {
+            // It need not know what it was asked.
+            Err(error)
+                if [ErrorNumber::AgentCommandFailed, ErrorNumber::InternalError]
+                    .iter()
+                    .any(|refusal| ffi::is(&error, *refusal)) =>
+            {
+                Ok(())
+            }
+            answered => answered.map_err(told),
+        }
+    }
+
     fn freeze(&self, id: &DomainId, within: Duration) -> Result<()> {
         let domain = self.guests.expect(id)?;
-        let secs = i32::try_from(within.as_secs()).unwrap_or(i32::MAX);
         self.start_thaw_watch(id, within)?;
-        ffi::freeze(&domain, secs).map_err(told)
+        ffi::freeze(&domain, within).map_err(told)
     }
 
     fn thaw(&self, id: &DomainId) -> Result<Removal> {
@@ -297,13 +310,11 @@ impl Guests for Machine {
         if !active(&domain)? {
             return Ok(Removal::AlreadyGone);
         }
-        let thawed = match ffi::thaw(&domain) {
+        let thawed = match ffi::thaw(&domain, THAW_ANSWERED_WITHIN) {
             // Without an agent it never was frozen.
             Err(error) if ffi::is(&error, ErrorNumber::ArgumentUnsupported) => 0,
             // Whether it ever was frozen is not known; who was to thaw it in our place goes on trying.
-            Err(error)
-                if ffi::is(&error, ErrorNumber::AgentUnresponsive) && self.thaw_watch(id)?.is_some() =>
-            {
+            Err(error) if is_silence(&error) && self.thaw_watch(id)?.is_some() => {
                 let why =
                     format!("{}; a process of ours tries again for some minutes", error.message().trim_end());
                 return Ok(Removal::Later(why));
@@ -354,8 +365,16 @@ impl Guests for Machine {
     }
 }
 
+fn is_silence(error: &Error) -> bool {
+    [ErrorNumber::AgentUnresponsive, ErrorNumber::AgentCommandTimeout]
+        .iter()
+        .any(|silence| ffi::is(error, *silence))
+}
+
 /// The word by which the process is found that thaws a guest in our place.
 const THAW_LATER: &str = "thaw-later";
+/// An agent that has anything to thaw is at work, and has its hooks to run.
+const THAW_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long it tries, once it is its turn.
 const THAW_TRIED_FOR: Duration = Duration::from_secs(600);
 
@@ -385,18 +404,20 @@ impl Machine {
         Ok(())
     }
 
-    /// What the process in our place does: thaws until it is done, the guest is gone, or it has taken too long.
-    pub fn thaw_stubbornly(&self, id: &DomainId) -> Result<()> {
+    /// What the process in our place does: thaws until it is done, the guest is gone, it has taken too long, or somebody
+    /// else has done it, who says so by a signal.
+    pub fn thaw_stubbornly(&self, id: &DomainId, interrupted: &dyn Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + THAW_TRIED_FOR;
         loop {
             let tried = match self.guests.get(id)? {
-                Some(domain) if active(&domain)? => ffi::thaw(&domain).map(drop),
+                Some(domain) if active(&domain)? => ffi::thaw(&domain, THAW_ANSWERED_WITHIN).map(drop),
                 _ => Ok(()),
             };
             match tried {
                 Ok(()) => return Ok(()),
+                Err(_) if interrupted() => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(told(error)),
-                Err(_) => std::thread::sleep(Duration::from_secs(5)),
+                Err(_) => std::thread::sleep(Duration::from_secs(1)),
             }
         }
     }

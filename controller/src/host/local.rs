@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{AtFlags, CWD, FlockOperation, IFlags, Mode, OFlags, flock, linkat, openat};
@@ -28,6 +29,9 @@ pub trait OnThisMachine {}
 const FILE_MODE: u32 = 0o600;
 /// QEMU's user must reach the sockets and scratch files below, by name, and list nothing.
 const DIR_MODE: u32 = 0o711;
+/// What is brought to the disk sooner is little enough.
+const SOON: Duration = Duration::from_millis(50);
+const ROUNDS_TO_DISK: usize = 4;
 
 impl<T: OnThisMachine> Files for T {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
@@ -108,6 +112,21 @@ impl<T: OnThisMachine> Files for T {
         let content =
             strict::read(dir, name, at_most).with_context(|| format!("read {}", dir.join(name).display()))?;
         self.replace(to, &content)
+    }
+
+    fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()> {
+        // What a guest has written in the first round takes a second, and so on; one that never stops has to wait.
+        for _ in 0..ROUNDS_TO_DISK {
+            let begun = Instant::now();
+            for path in paths {
+                let synced = File::open(path).and_then(|file| file.sync_data());
+                synced.with_context(|| format!("bring {} to the disk", path.display()))?;
+            }
+            if begun.elapsed() < SOON {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {

@@ -9,7 +9,9 @@ use crate::core::lock::ProcessId;
 use crate::core::step::Step;
 use crate::host::{Begin, Entry, Host};
 
-/// How long a guest may stay frozen at most.
+/// How long an agent may take for an answer to a simple question.
+const AGENT_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a guest's agent may take to freeze it.
 const FREEZE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What must hold before a step may be intended: what is in the way now is not ours, and must not become owed.
@@ -28,6 +30,8 @@ pub(super) fn check(host: &dyn Host, step: &Step) -> Result<()> {
             let taken = host.checkpoints(domain)?.iter().any(|c| c.name == name.as_str());
             if taken { bail!("the domain has a checkpoint of this name already") } else { Ok(()) }
         }
+        // One that does not answer now is not asked to freeze anything: it might do so when nobody waits for it any more.
+        Step::Freeze { domain, .. } => host.ask_agent(domain, AGENT_ANSWERS_WITHIN),
         _ => Ok(()),
     }
 }
@@ -56,6 +60,7 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::WriteSpec { path, spec } => host.replace(path, spec.to_json().as_bytes())?,
         Step::CopyFile { from, to } => host.copy_file(from, to)?,
         Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
+        Step::BringToDisk { paths } => host.bring_to_disk(paths)?,
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
         Step::SnapshotVolume(snapshot) => host.snapshot_volume(snapshot)?,
         Step::MountVolume(mount) => host.mount_volume(mount)?,

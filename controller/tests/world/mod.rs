@@ -16,6 +16,7 @@ use virt_backup::core::options::{
 };
 use virt_backup::core::retention::{ArchiveName, Policy};
 use virt_backup::core::units::Bytes;
+use virt_backup::host::sim::world::Freezing;
 use virt_backup::host::sim::{Fault, FaultKind, Guest, Image, Node, Power, SimHost, World};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -94,6 +95,7 @@ fn machine_in(dir: &str, power: Power, disks: &[(&str, &str)]) -> World {
         xml: String::new(),
         power,
         frozen: false,
+        freezing: Freezing::AsAsked,
         suspended: false,
         disks: BTreeMap::new(),
         job: None,

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::guest::{Disk, Guest, Storage};
-use super::linux::Linux;
+use super::guest::{Disk, Guest, Storage, virsh};
+use super::linux::{Agent, Linux};
 use super::program;
 
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl Lab {
     }
 
     /// A guest with an operating system, which is off.
-    pub fn linux(&self, name: &str) -> Linux {
-        Linux::define(&self.path("images"), name)
+    pub fn linux(&self, name: &str, agent: Agent) -> Linux {
+        Linux::define(&self.path("images"), name, agent)
     }
 
     pub fn guest_off(&self, name: &str, disks: &[Disk]) -> Guest {
@@ -144,7 +144,12 @@ impl Lab {
 
     /// No mount, no mount point, no job, no lock, no journal, no scratch file, no socket, no process.
     pub fn assert_nothing_left(&self, guest: &Guest) {
-        let home = self.state.join(&guest.name);
+        self.assert_nothing_left_of(&guest.name);
+    }
+
+    /// The same, of any guest.
+    pub fn assert_nothing_left_of(&self, vm: &str) {
+        let home = self.state.join(vm);
         let dir = self.dir.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours = |line: &&str| line.contains(" - fuse.chunkfs ") && line.contains(&dir);
@@ -157,19 +162,23 @@ impl Lab {
         assert_eq!(names_if_any(Path::new("/run/chunkfs")), [""; 0], "control sockets");
         assert_eq!(daemons(&home), [0; 0], "daemons");
         assert_eq!(super::lvm::snapshots_of_ours(), [""; 0], "snapshots of volumes");
-        assert!(!guest.has_backup_job(), "a backup job runs");
+        assert!(!virsh(&["backup-dumpxml", vm]).0, "a backup job runs");
     }
 
     /// Runs a job on a VM, and kills it as soon as its journal has so many lines. Gives how it ended if it was done before.
     pub fn kill_at_line(&self, vm: &str, words: &[&str], lines: usize) -> Option<ExitStatus> {
+        self.kill_when(vm, words, |journal| journal.matches('\n').count() >= lines)
+    }
+
+    /// The same, as soon as its journal is as it says.
+    pub fn kill_when(&self, vm: &str, words: &[&str], now: impl Fn(&str) -> bool) -> Option<ExitStatus> {
         let journal = self.state.join(vm).join("journal");
         let mut child = self.spawn(words);
-        let written = || fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return Some(status);
             }
-            if written() >= lines {
+            if fs::read_to_string(&journal).is_ok_and(|text| now(&text)) {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 return None;

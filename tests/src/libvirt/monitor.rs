@@ -15,8 +15,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Monitor {
     stream: BufReader<UnixStream>,
-    /// The names of what QEMU told unasked.
-    pub events: Vec<String>,
+    /// What QEMU told unasked.
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub name: String,
+    /// Since 1970, by QEMU's own clock.
+    pub at: Duration,
 }
 
 impl Monitor {
@@ -35,13 +42,29 @@ impl Monitor {
         loop {
             let message = self.receive();
             match message["event"].as_str() {
-                Some(event) => self.events.push(event.to_owned()),
+                Some(name) => {
+                    let number = |unit: &str| message["timestamp"][unit].as_u64().unwrap();
+                    let at = Duration::new(number("seconds"), number("microseconds") as u32 * 1000);
+                    self.events.push(Event { name: name.to_owned(), at });
+                }
                 None => {
                     assert!(message["error"].is_null(), "{command}: {message}");
                     return message["return"].clone();
                 }
             }
         }
+    }
+
+    /// Each time that the guest did not run since the last call: how long, to the microsecond. It runs now.
+    pub fn stopped(&mut self) -> Vec<Duration> {
+        assert_eq!(self.execute("query-status", json!({}))["status"], "running");
+        let events = std::mem::take(&mut self.events).into_iter();
+        let of_interest: Vec<_> = events.filter(|event| ["STOP", "RESUME"].contains(&&*event.name)).collect();
+        let pair = |pair: &[Event]| {
+            assert_eq!((&*pair[0].name, &*pair[1].name), ("STOP", "RESUME"));
+            pair[1].at - pair[0].at
+        };
+        of_interest.chunks(2).map(pair).collect()
     }
 
     /// Writes as the guest would; returns when it is done.

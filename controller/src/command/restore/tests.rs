@@ -162,6 +162,10 @@ impl Files for Fragile {
         self.change()?;
         Here.copy_file(from, to)
     }
+    fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()> {
+        self.change()?;
+        Here.bring_to_disk(paths)
+    }
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {
         self.change()?;
         Here.clone_file(from, to)

@@ -12,12 +12,12 @@ use crate::core::facts::{Chain, Nvram, SnapshotFacts};
 use crate::core::names::{Target, VmName, is_file_name, partial_of};
 use crate::core::options::{Archive, Clusters, Macs};
 use crate::core::rewrite::{self, Changes, Content, NewDisk, Place};
-use crate::core::step::{CopyRequest, CopyTo, DumpRecord, Step};
+use crate::core::step::{CopyRequest, CopyTo, DumpRecord, LastFile, Step};
 use crate::core::units::Generation;
-use crate::core::viewspec::{Feed, ShownDisk};
+use crate::core::viewspec::{Consistency, Feed, Method, ShownDisk};
 
 use super::{
-    Case, DiskDecision, Plan, Reason, Refusal, Wanted, before_it_goes_on, choose, copy_nvram, copy_tpm,
+    Case, DiskDecision, Plan, Reason, Refusal, Wanted, before_it_goes_on, choose, copy_nvram, copy_tpm, hold,
     point_in_time,
 };
 
@@ -77,7 +77,12 @@ pub fn archive(case: Case<'_>, options: &Archive, snapshots: &[SnapshotFacts]) -
     names.extend([digests.clone(), MANIFEST.to_owned()]);
     // The newest debt of all: an archive that is taken back loses its manifest first.
     steps.extend([&digests, MANIFEST].map(|name| Step::ClaimFile { path: dir.join(name) }));
-    let manifest = Some((MANIFEST.to_owned(), maker.manifest(choice.method.to_string(), &names)));
+    let manifest = |consistency| maker.manifest(choice.method, consistency, &names);
+    let manifest = Some(LastFile {
+        name: MANIFEST.to_owned(),
+        content: manifest(hold::consistency(&case, choice.method)),
+        if_frozen: manifest(Consistency::Frozen),
+    });
     steps.push(Step::KeepDump(DumpRecord { dir: dir.clone(), names, digests, record: None, manifest }));
 
     let (method, left_out) = (choice.method, choice.left_out);
@@ -187,7 +192,7 @@ impl Maker<'_> {
         CopyRequest { target: disk.target.clone(), feed, to, pace: None, room: None, digest_of: name }
     }
 
-    fn manifest(&self, method: String, names: &[String]) -> String {
+    fn manifest(&self, method: Method, consistency: Consistency, names: &[String]) -> String {
         let text = serde_json::to_string_pretty(&json!({
             "version": 1,
             "vm": self.case.names.vm(),
@@ -196,7 +201,7 @@ impl Maker<'_> {
             "domain": self.name(),
             "domain_uuid": self.options.uuid,
             "method": method,
-            "consistency": super::hold::consistency_of(&self.case),
+            "consistency": consistency,
             "files": names,
         }));
         text.expect("plain data always serialises") + "\n"

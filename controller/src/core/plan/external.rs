@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use crate::core::domain::{Format, Sharing, Source};
 use crate::core::facts::{Chain, GuestState};
 use crate::core::names::{Target, overlay_of};
-use crate::core::options::{Memory, Running};
 use crate::core::step::{Overlay, OverlayRequest, Step, Undo};
 
 use crate::core::viewspec::{Feed, Images, ShownDisk};
@@ -46,7 +45,7 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let claim = |overlay: &Overlay| Step::ClaimOverlay { domain: domain.clone(), overlay: overlay.clone() };
     let mut claims: Vec<_> = overlays.iter().map(claim).collect();
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
-    let memory = saves_memory(case).then(|| case.names.saved_state());
+    let memory = hold::saves_memory(case).then(|| case.names.saved_state());
     claims.extend(memory.iter().map(|path| Step::ClaimFile { path: path.clone() }));
     disks.extend(memory.iter().map(|path| shown_memory(case, path.clone())));
     let request = OverlayRequest { domain: domain.clone(), overlays: overlays.clone(), memory, without };
@@ -62,11 +61,6 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         notes.push("the guest writes to overlays beside its images until cleanup".to_owned());
     }
     PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release }
-}
-
-/// A guest that is off, or is shut down first, has none worth saving.
-fn saves_memory(case: &Case<'_>) -> bool {
-    case.options.memory == Memory::Saved && case.options.running == Running::Stays
 }
 
 /// The memory is chunked like a disk: little of it changes from day to day.

@@ -74,8 +74,23 @@ fn suspend(case: &Case<'_>) -> Option<Step> {
     running.then(|| Step::Suspend { domain: case.domain.id.clone() })
 }
 
+/// A guest that is off, or is shut down first, has none worth saving.
+pub(super) fn saves_memory(case: &Case<'_>) -> bool {
+    let off = case.facts.guest.state == GuestState::ShutOff;
+    case.options.memory == Memory::Saved && case.options.running == Running::Stays && !off
+}
+
+/// A guest that was frozen when its memory was saved is frozen for ever when it goes on from there: nobody thaws it.
+/// Nor does it need it, for what it has not written to its disks is in its memory.
+pub(super) fn unfreezable(case: &Case<'_>) -> Option<String> {
+    let both = saves_memory(case) && case.options.quiesce == Quiesce::Require;
+    both.then(|| {
+        "--quiesce=require does not go with --state: the guest would be frozen in its memory".to_owned()
+    })
+}
+
 fn freeze_need(case: &Case<'_>) -> Option<Need> {
-    if case.facts.guest.state != GuestState::Running {
+    if case.facts.guest.state != GuestState::Running || saves_memory(case) {
         return None;
     }
     match (case.options.quiesce, case.facts.guest.agent) {
@@ -96,11 +111,6 @@ pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
     }
 }
 
-/// For a guest that is neither suspended for long nor has its memory saved.
-pub(super) fn consistency_of(case: &Case<'_>) -> Consistency {
-    consistency(case, Method::Pull)
-}
-
 /// What a user of `--quiesce=auto` should know.
 pub(super) fn notes(case: &Case<'_>) -> Vec<String> {
     let running = case.facts.guest.state == GuestState::Running && case.options.running == Running::Stays;
@@ -109,5 +119,5 @@ pub(super) fn notes(case: &Case<'_>) -> Vec<String> {
         return vec!["the guest is shut off: there is no memory to save".to_owned()];
     }
     let note = "no guest agent: the disks are as after a power cut".to_owned();
-    (running && without).then_some(note).into_iter().collect()
+    (running && without && !saves_memory(case)).then_some(note).into_iter().collect()
 }

@@ -32,12 +32,14 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 
 pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let (mut claims, mut clones, mut images) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut originals = Vec::new();
     for disk in wanted {
         let Chain::Known(chain) = &disk.facts.chain else { unreachable!("obstacle() refused it") };
         let from = chain[0].path.clone();
         let to = clone_of(&from, case.job);
         images.insert(disk.disk.target.clone(), to.clone());
         claims.push(Step::ClaimFile { path: to.clone() });
+        originals.push(from.clone());
         clones.push(Step::CloneFile { from, to });
     }
     let (disks, services) = offline::shown(case, wanted, offline::Read::Instead(&images));
@@ -47,7 +49,9 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         let Step::CloneFile { to, .. } = clone else { unreachable!("they are all clones") };
         release.entry(disk.disk.target.clone()).or_default().push(Undo::RemoveFile { path: to.clone() });
     }
-    let mut take = hold::suspended(case, clones);
+    // A file system brings a file to the disk before it shares its blocks.
+    let mut take = vec![Step::BringToDisk { paths: originals }];
+    take.extend(hold::suspended(case, clones));
     take.extend(services.into_iter().map(Step::ServeImage));
     PointInTime { disks, notes: hold::notes(case), room: None, checkpoint: None, claims, take, release }
 }

@@ -360,6 +360,20 @@ fn a_freeze_is_asked_for_as_wished_and_ends_right_after_the_point_in_time() {
 }
 
 #[test]
+fn a_guest_is_never_frozen_when_its_memory_is_saved() {
+    let mut given = given();
+    (given.options.memory, given.facts.guest.agent) = (Memory::Saved, Agent::Connected);
+    let plan = given.decide().unwrap();
+    assert!(plan.steps.iter().all(|step| !matches!(step, Step::Freeze { .. })), "{plan}");
+    given.options.quiesce = Quiesce::Require;
+    let refusal = given.decide().unwrap_err().to_string();
+    assert!(refusal.contains("--quiesce=require does not go with --state"), "{refusal}");
+    // A guest that is off has no memory, and nothing to freeze.
+    given.facts.guest.state = GuestState::ShutOff;
+    given.decide().unwrap();
+}
+
+#[test]
 fn images_of_a_guest_that_is_off_are_read_directly_only_when_they_are_declared_raw() {
     let mut given = given();
     given.facts.guest.state = GuestState::ShutOff;

@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
+use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
@@ -218,19 +219,44 @@ pub(super) fn pull(domain: &Domain, target: &str) -> Result<(), Error> {
     done(unsafe { sys::virDomainBlockPull(domain.as_ptr(), target.as_ptr(), 0, 0) })
 }
 
-/// Freezes all of the guest's file systems; gives up after the agent's silence of so many seconds.
-pub(super) fn freeze(domain: &Domain, within_secs: i32) -> Result<(), Error> {
-    // SAFETY: the domain is alive.
-    done(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), within_secs, 0) })?;
-    // SAFETY: the domain is alive; without a list of mount points all are meant.
-    done(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) })
+/// Waits for an answer of the agent, whatever it is.
+pub(super) fn ask_agent(domain: &Domain, within: Duration) -> Result<(), Error> {
+    patiently(domain, within, || domain.time(0).map(drop))
 }
 
-/// How many file systems were frozen.
-pub(super) fn thaw(domain: &Domain) -> Result<u32, Error> {
-    // SAFETY: the domain is alive; without a list of mount points all are meant.
-    let thawed = unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) };
-    u32::try_from(thawed).map_err(|_| Error::last_error())
+/// Freezes all of the guest's file systems; gives up after the agent's silence of so long.
+pub(super) fn freeze(domain: &Domain, within: Duration) -> Result<(), Error> {
+    patiently(domain, within, || {
+        // SAFETY: the domain is alive; without a list of mount points all are meant.
+        done(unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) })
+    })
+}
+
+/// How many file systems were thawed.
+pub(super) fn thaw(domain: &Domain, within: Duration) -> Result<u32, Error> {
+    patiently(domain, within, || {
+        // SAFETY: the domain is alive; without a list of mount points all are meant.
+        let thawed = unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) };
+        u32::try_from(thawed).map_err(|_| Error::last_error())
+    })
+}
+
+/// How long libvirt waits for an agent is a setting of the domain, which is for ever unless somebody changes it. It cannot
+/// be read, so afterwards it is for ever again.
+fn patiently<T>(
+    domain: &Domain,
+    within: Duration,
+    ask: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let set = |secs| {
+        // SAFETY: the domain is alive.
+        done(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), secs, 0) })
+    };
+    set(i32::try_from(within.as_secs()).unwrap_or(i32::MAX))?;
+    let asked = ask();
+    // Should that fail, an impatient libvirt is no harm, and the answer is what counts.
+    drop(set(sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK));
+    asked
 }
 
 fn done(result: i32) -> Result<(), Error> {

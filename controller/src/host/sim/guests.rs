@@ -17,7 +17,7 @@ use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
 use crate::core::volume::Volume;
 use crate::host::{Begin, Guests, Removal, XmlView};
 
-use super::world::{CHUNKS, Dirty, Job};
+use super::world::{CHUNKS, Dirty, Freezing, Job};
 use super::{Guest, Image, Node, Power, SimHost, World, volumes};
 
 impl Guests for SimHost {
@@ -197,9 +197,17 @@ impl Guests for SimHost {
         })
     }
 
+    fn ask_agent(&self, domain: &DomainId, _within: Duration) -> Result<()> {
+        self.ask(|world| {
+            let guest = world.guests.get(&domain.uuid).context("there is no such domain")?;
+            if guest.freezing == Freezing::Never { bail!("the agent does not answer") } else { Ok(()) }
+        })
+    }
+
     fn freeze(&self, domain: &DomainId, _within: Duration) -> Result<()> {
         self.effect("freeze", |world| {
-            world.guests.get_mut(&domain.uuid).context("there is no such domain")?.frozen = true;
+            let guest = world.guests.get_mut(&domain.uuid).context("there is no such domain")?;
+            guest.frozen = guest.freezing == Freezing::AsAsked;
             Ok(())
         })
     }

@@ -86,6 +86,7 @@ pub struct Guest {
     pub xml: String,
     pub power: Power,
     pub frozen: bool,
+    pub freezing: Freezing,
     pub suspended: bool,
     /// Disks and the images behind them.
     pub disks: BTreeMap<Target, PathBuf>,
@@ -94,6 +95,16 @@ pub struct Guest {
     pub checkpoints: Vec<(String, BTreeSet<Target>)>,
     /// What the guest knows it has written last, chunk for chunk.
     pub ledger: BTreeMap<Target, [u64; CHUNKS]>,
+}
+
+/// What a guest's agent does when it is to freeze its file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freezing {
+    AsAsked,
+    /// It does not answer.
+    Never,
+    /// They are thawed again before they have to be.
+    TooShort,
 }
 
 /// A pull backup: each disk as it was when the job began.
