@@ -1,6 +1,5 @@
 //! A guest that writes all the time writes on through its whole backup, and is never stopped.
 //! How long each write takes is printed; the bound is far above what a quiet machine shows.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set up its world has to stop")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
