@@ -26,6 +26,8 @@ use super::{Created, Entry, Files, Guard, Removal, strict};
 /// Marks a host whose files are the files of this machine: it gets `Files` from here.
 pub trait OnThisMachine {}
 
+/// A process that was killed while it started another one leaves the guard to that one, until it becomes its program.
+const GUARD_PATIENCE: Duration = Duration::from_millis(300);
 const FILE_MODE: u32 = 0o600;
 /// QEMU's user must reach the sockets and scratch files below, by name, and list nothing.
 const DIR_MODE: u32 = 0o711;
@@ -181,10 +183,16 @@ impl<T: OnThisMachine> Files for T {
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path);
         let file = open.with_context(|| format!("open {}", path.display()))?;
         // Of the open file, not of the process: rust opens with O_CLOEXEC, so no daemon of ours inherits it.
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Guard::new(file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(anyhow!(error).context(format!("lock {}", path.display()))),
+        let deadline = Instant::now() + GUARD_PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Guard::new(file))),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(anyhow!(error).context(format!("lock {}", path.display()))),
+            }
         }
     }
 }
