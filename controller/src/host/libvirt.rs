@@ -319,6 +319,11 @@ impl Guests for Machine {
                     format!("{}; a process of ours tries again for some minutes", error.message().trim_end());
                 return Ok(Removal::Later(why));
             }
+            // A Windows that has thawed itself, after ten seconds, calls the first thaw an error and the next one nothing to do.
+            Err(error) if !is_silence(&error) => match ffi::thaw(&domain, THAW_ANSWERED_WITHIN) {
+                Ok(_) => 0,
+                Err(_) => return Err(told(error)),
+            },
             thawed => thawed.map_err(told)?,
         };
         self.end_thaw_watch(id)?;
