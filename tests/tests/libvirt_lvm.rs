@@ -30,9 +30,9 @@ fn libvirt_lvm_may_be_killed_between_any_lines_of_its_journal() {
             lab.assert_nothing_left(&guest);
             assert_eq!(mounts_below(&lab.state), [""; 0], "killed at line {lines}");
             guest.write_chunks(1, lines as u8, [lines as u64 % 32]);
-            lines += 3;
+            lines += 4;
         }
-        println!("killed at every third of {lines} lines");
+        println!("killed at every fourth of {lines} lines");
         assert!(lines > 24);
         lab.rsync("mail01");
         lab.assert_restored("mail01", &guest.content);
