@@ -136,6 +136,17 @@ fn fuse_after_unmounting_the_index_is_one_file() {
 }
 
 #[test]
+fn fuse_a_mount_that_is_held_for_a_moment_more_is_not_called_busy() {
+    let home = home("moment");
+    home.mount("--index i disk.img");
+    let pid = home.daemon("mnt");
+    // As by a backup tool that is just ending: the file is still open when the unmount begins.
+    home.sh("exec 9<mnt; sleep 0.15 <&9 & exec 9<&-; chunkfs umount mnt").ok();
+    assert!(!home.is_mounted("mnt"));
+    home.wait_for_end_of(pid);
+}
+
+#[test]
 fn fuse_a_busy_mount_is_not_taken_away_unless_lazily() {
     let home = home("inuse");
     home.mount("--index i disk.img");

@@ -120,8 +120,28 @@ pub enum Unmounting {
     Lazy,
 }
 
+/// How long a mount may be busy before that is an error. A process that ends, and the child that a process with an open
+/// file has just forked, hold it for a moment more.
+const PASSING: Duration = Duration::from_millis(300);
+
 /// Unmounts by path, and looks whether it is gone.
 pub fn unmount(mount: &MountPoint, how: Unmounting) -> Result<(), SessionError> {
+    unmount_within(mount, how, PASSING)
+}
+
+fn unmount_within(mount: &MountPoint, how: Unmounting, patience: Duration) -> Result<(), SessionError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match unmount_now(mount, how) {
+            Err(SessionError::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn unmount_now(mount: &MountPoint, how: Unmounting) -> Result<(), SessionError> {
     let flags = match how {
         Unmounting::Plain => UnmountFlags::NOFOLLOW,
         Unmounting::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
@@ -151,17 +171,11 @@ fn unmount_by_helper(mount: &MountPoint, how: Unmounting) -> Result<(), SessionE
 
 /// Unmounts when the process is told to end. Waits a little for readers, then takes the view from the tree.
 pub fn unmount_for_exit(mount: &MountPoint, patience: Duration) -> Result<(), SessionError> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match unmount(mount, Unmounting::Plain) {
-            Err(SessionError::Busy { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Err(busy @ SessionError::Busy { .. }) => {
-                tracing::warn!("{busy}; unmounted lazily");
-                return unmount(mount, Unmounting::Lazy);
-            }
-            done => return done,
+    match unmount_within(mount, Unmounting::Plain, patience) {
+        Err(busy @ SessionError::Busy { .. }) => {
+            tracing::warn!("{busy}; unmounted lazily");
+            unmount(mount, Unmounting::Lazy)
         }
+        done => done,
     }
 }
