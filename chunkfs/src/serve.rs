@@ -9,4 +9,4 @@ mod spec;
 
 pub use assemble::now;
 pub use run::{Serving, serve_joined, serve_view};
-pub use spec::{ChangesSpec, DiskSpec, FileSpec, RoomSpec, SourceSpec, ViewSpec};
+pub use spec::{ChangesSpec, DiskSpec, FileSpec, RoomSpec, SourceSpec, Told, ViewSpec};

@@ -16,7 +16,7 @@ use virt_backup::core::domain::Format;
 use virt_backup::core::names::{Places, Target, Uuid, VmName};
 use virt_backup::core::options::{
     self, ChunkSize, Clusters, DumpForm, JobLimit, LockAfter, Macs, Memory, MethodChoice, Pause, Quiesce,
-    Running, Snapshots, Tracking,
+    Running, Snapshots, ThinSnapshots, Tracking,
 };
 use virt_backup::core::restore::boot::{AfterBoot, Network};
 use virt_backup::core::restore::{Existing, MacWish, Then, Wish, Writing};
@@ -198,6 +198,14 @@ pub(crate) struct Job {
     /// With method lvm, the logical volume that the file system with the images is on, such as /dev/vg0/images
     #[arg(long, value_name = "VOLUME", value_parser = Volume::from_str)]
     lvm: Option<Volume>,
+
+    /// With method lvm and thin volumes, keep the snapshot until the next backup: only what differs from it is read then
+    #[arg(long, overrides_with = "no_keep_thin")]
+    keep_thin: bool,
+
+    /// Remove the snapshots of thin volumes too; this is the default
+    #[arg(long, overrides_with = "keep_thin")]
+    no_keep_thin: bool,
 
     /// Shut the guest down first, and start it again as soon as the point in time is taken
     #[arg(long)]
@@ -595,6 +603,7 @@ impl Job {
             memory: if self.state { Memory::Saved } else { Memory::LeftOut },
             snapsize: Bytes(self.snapsize),
             snapshots: if self.no_snapshot { Snapshots::Forbidden } else { Snapshots::Allowed },
+            thin: if self.keep_thin { ThinSnapshots::Kept } else { ThinSnapshots::Removed },
             volume: self.lvm.clone(),
             own_command,
         }

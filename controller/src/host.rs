@@ -19,6 +19,7 @@ mod processes;
 mod scope;
 mod strict;
 pub mod sim;
+mod thin;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ use crate::core::names::{CheckpointName, JobId, Target, Uuid};
 use crate::core::step::{BackupRequest, CopyRequest, ImageService, Overlay, OverlayRequest, ViewService};
 use crate::core::tpm::Found;
 use crate::core::units::Bytes;
-use crate::core::volume::{Volume, VolumeMount, VolumeSnapshot};
+use crate::core::volume::{ThinDelta, Volume, VolumeMount, VolumeSnapshot};
 
 /// A machine with guests.
 pub trait Host: Files + Processes + Guests + Volumes {}
@@ -132,6 +133,10 @@ pub trait Volumes {
     fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal>;
     /// All that have the tag of this owner.
     fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>>;
+    /// Writes the file anew, as `volume::ThinChanges`: that nothing can be found out is no error.
+    fn thin_delta(&self, delta: &ThinDelta) -> Result<()>;
+    /// Lets go of the metadata of the pool that this file says are held, and removes the file.
+    fn free_thin_metadata(&self, file: &Path) -> Result<Removal>;
     /// Read-only, and as the file system that it is said to have.
     fn mount_volume(&self, mount: &VolumeMount) -> Result<()>;
     /// Not before nobody uses it any more, for as long as that may take after its last user was stopped.

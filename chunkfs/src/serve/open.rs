@@ -1,7 +1,7 @@
 //! Opens the source of a disk, and asks it for what is known of changes.
 //! Nothing of the index: whether that is believed is decided there.
 
-use super::spec::{ChangesSpec, DiskSpec, SourceSpec};
+use super::spec::{ChangesSpec, DiskSpec, SourceSpec, Told};
 use crate::core::changes::ChangeSet;
 use crate::core::geometry::{ByteRange, ChunkSize, Geometry};
 use crate::error::CommandError;
@@ -38,7 +38,8 @@ impl OpenedDisk {
         })?;
         let (source, identity, dirty) = open_source(disk)?;
         let geometry = Geometry::new(source.len(), chunk_size);
-        let evidence = evidence_of(&disk.changes, identity, &geometry, dirty.as_ref());
+        let changes = told(&disk.changes)?;
+        let evidence = evidence_of(&changes, identity, &geometry, dirty.as_ref());
         let source = match disk.unchanged.is_empty() && disk.readable.is_empty() {
             true => source,
             false => Arc::new(GuardedSource::new(source, &disk.unchanged, &disk.readable)?),
@@ -85,6 +86,19 @@ fn connect(uri: &str, contexts: Vec<String>) -> Result<NbdSource, CommandError> 
     Ok(NbdSource::connect(&address, NbdOptions::usual(contexts))?)
 }
 
+/// With what a file says put in its place.
+fn told(changes: &ChangesSpec) -> Result<ChangesSpec, CommandError> {
+    let ChangesSpec::Told { since, point, file } = changes else { return Ok(changes.clone()) };
+    let failed = |error| CommandError::io(format!("reading {}", file.display()))(error);
+    let text = std::fs::read(file).map_err(failed)?;
+    let told = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    let (since, point) = (since.clone(), point.clone());
+    Ok(match told {
+        Told::Ranges(ranges) => ChangesSpec::Ranges { since, point, ranges },
+        Told::Unknown(why) => ChangesSpec::Start { point, why },
+    })
+}
+
 fn evidence_of(
     changes: &ChangesSpec,
     identity: Option<Identity>,
@@ -108,6 +122,7 @@ fn evidence_of(
             let changes = among(&mut ChangesSpec::ranges(ranges));
             Evidence::Changes { since: since.clone(), point: point.clone(), changes }
         }
+        (ChangesSpec::Told { .. }, _) => unreachable!("told() has read it"),
         (ChangesSpec::Bitmap { since, point, .. }, _) => {
             let ranges = dirty.map(|dirty| dirty.ranges.as_slice()).unwrap_or_default();
             let changes = among(&mut ranges.iter().copied());

@@ -88,6 +88,8 @@ pub enum ChangesSpec {
     Digests { why: String },
     /// Only these ranges have changed since the point in time `since`; this one is called `point`.
     Ranges { since: String, point: String, ranges: Vec<(u64, u64)> },
+    /// As this file says, a [`Told`] in JSON: whoever wrote it knew no more than its path when the rest of this was written.
+    Told { since: String, point: String, file: PathBuf },
     /// Only what this metadata context of the NBD export calls dirty has changed since the point in time `since`;
     /// this one is called `point`.
     Bitmap { context: String, since: String, point: String },
@@ -95,6 +97,16 @@ pub enum ChangesSpec {
     Everything { why: String },
     /// Nothing is known of before; what is counted from now on counts from `point`.
     Start { point: String, why: String },
+}
+
+/// What another program found out about changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// Only these ranges have changed, start to end, in bytes.
+    Ranges(Vec<(u64, u64)>),
+    /// Nothing, and why.
+    Unknown(String),
 }
 
 impl ChangesSpec {

@@ -12,7 +12,7 @@ use super::options::ChunkSize;
 use super::point::{ImagesMark, Point};
 use super::tpm::TpmFacts;
 use super::units::{Bytes, Generation};
-use super::volume::Behind;
+use super::volume::{Behind, Volume};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -201,12 +201,14 @@ pub struct IndexedDisk {
     pub checkpoint: Option<CheckpointName>,
     /// The images of a guest that was off, as they were then.
     pub images: Option<ImagesMark>,
+    /// The snapshot of the disk's volume that was kept.
+    pub thin: Option<Volume>,
     pub trust: Trust,
 }
 
 impl IndexedDisk {
     pub fn point(&self) -> Option<Point> {
-        Point::new(self.checkpoint.clone(), self.images.clone())
+        Point::new(self.checkpoint.clone(), self.images.clone(), self.thin.clone())
     }
 }
 

@@ -10,6 +10,9 @@ use thiserror::Error;
 use super::units::Generation;
 use super::volume::Volume;
 
+/// Ends the names of the files in which a volume tells of changes.
+const THIN_CHANGES: &str = ".thin-changes";
+
 /// A libvirt domain name that is safe as one component of a path.
 ///
 /// libvirt itself refuses `/` and newlines in the names of QEMU domains. Spaces, quotes, `%` and backslashes are
@@ -371,6 +374,11 @@ impl Names {
         self.volumes_dir().join(format!("{}-{}", snapshot.group(), snapshot.name()))
     }
 
+    /// What a disk's volume tells of changes.
+    pub fn thin_changes(&self, target: &Target) -> PathBuf {
+        self.home().join(format!("{target}{THIN_CHANGES}"))
+    }
+
     pub fn scratch_dir(&self) -> PathBuf {
         self.home().join("scratch")
     }
@@ -467,6 +475,11 @@ fn beside(image: &Path, mark: &str, job: &JobId) -> PathBuf {
 }
 
 /// The index of a VM, in its directory. One for all disks.
+/// Is this the name of a file in a VM's home, one of those that `Names::thin_changes` gives?
+pub fn is_thin_changes(name: &str) -> bool {
+    name.strip_suffix(THIN_CHANGES).is_some_and(|target| Target::new(target).is_ok())
+}
+
 pub fn index_file(index_dir: &Path) -> PathBuf {
     index_dir.join("chunks")
 }

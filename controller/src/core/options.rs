@@ -30,6 +30,7 @@ pub struct Chunkmount {
     /// Room for a thick snapshot of a logical volume.
     pub snapsize: Bytes,
     pub snapshots: Snapshots,
+    pub thin: ThinSnapshots,
     /// `--lvm`: the volume behind the image files, where it is not to be found out.
     pub volume: Option<Volume>,
     /// How a program calls us back, up to the subcommand.
@@ -48,6 +49,14 @@ pub enum Pause {
 pub enum Snapshots {
     Allowed,
     Forbidden,
+}
+
+/// `--keep-thin`: what becomes of the snapshot of a thin volume at cleanup?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThinSnapshots {
+    Removed,
+    /// It stays until the next backup has been compared with it.
+    Kept,
 }
 
 /// `--state`: is the memory saved together with the disks?

@@ -14,7 +14,7 @@ use super::names::{CheckpointName, Target, Uuid};
 use super::options::Clusters;
 use super::units::Bytes;
 use super::viewspec::{Feed, Room, ViewSpec};
-use super::volume::{Volume, VolumeMount, VolumeSnapshot};
+use super::volume::{Stays, ThinDelta, Volume, VolumeMount, VolumeSnapshot};
 
 /// One effect on the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,7 +67,14 @@ pub enum Step {
     ClaimVolume {
         snapshot: VolumeSnapshot,
     },
+    /// An index names snapshots that earlier backups kept; it may not do so after this one.
+    ClaimKeptVolumes {
+        owner: Uuid,
+        index_dir: PathBuf,
+    },
     SnapshotVolume(VolumeSnapshot),
+    /// The file is claimed. That nothing can be found out is written there too.
+    ReadThinDelta(ThinDelta),
     /// Read-only.
     MountVolume(VolumeMount),
     /// Nothing is at the overlay's path; an overlay that a later step makes there is merged into its image again.
@@ -223,6 +230,16 @@ pub enum Undo {
         volume: Volume,
         owner: Uuid,
     },
+    /// Removes the snapshots with the tag of their owner that the index does not name. After the generation is closed: until
+    /// then the older one is what the index describes.
+    SettleVolumes {
+        owner: Uuid,
+        index_dir: PathBuf,
+    },
+    /// Lets go of the metadata of the pool that this file says are held.
+    FreeThinMetadata {
+        file: PathBuf,
+    },
     /// Only the job that serves on this socket.
     AbortBackup {
         domain: DomainId,
@@ -332,9 +349,16 @@ impl Step {
             Step::ClaimOverlay { domain, overlay } => {
                 Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
             }
-            Step::ClaimVolume { snapshot: VolumeSnapshot { snapshot, owner, .. } } => {
-                Undo::RemoveVolume { volume: snapshot.clone(), owner: owner.clone() }
+            Step::ClaimVolume { snapshot: VolumeSnapshot { snapshot, owner, stays, .. } } => match stays {
+                Stays::UntilCleanup => Undo::RemoveVolume { volume: snapshot.clone(), owner: owner.clone() },
+                Stays::WhileNamed { index_dir } => {
+                    Undo::SettleVolumes { owner: owner.clone(), index_dir: index_dir.clone() }
+                }
+            },
+            Step::ClaimKeptVolumes { owner, index_dir } => {
+                Undo::SettleVolumes { owner: owner.clone(), index_dir: index_dir.clone() }
             }
+            Step::ReadThinDelta(delta) => Undo::FreeThinMetadata { file: delta.to.clone() },
             Step::MountVolume(mount) => Undo::UnmountVolume { point: mount.point.clone() },
             Step::Freeze { domain, .. } => Undo::Thaw { domain: domain.clone() },
             Step::Suspend { domain } | Step::StartSuspended { domain } => {
@@ -375,7 +399,9 @@ impl Undo {
     /// the index may still come to name it or a job use it.
     pub fn patience(&self) -> Patience {
         match self {
-            Undo::CloseGeneration { .. } | Undo::SettleCheckpoints { .. } => Patience::WaitsForNewer,
+            Undo::CloseGeneration { .. } | Undo::SettleCheckpoints { .. } | Undo::SettleVolumes { .. } => {
+                Patience::WaitsForNewer
+            }
             Undo::RemoveFile { .. }
             | Undo::RemoveDir { .. }
             | Undo::Thaw { .. }
@@ -384,6 +410,7 @@ impl Undo {
             | Undo::MergeOverlay { .. }
             | Undo::UnmountVolume { .. }
             | Undo::RemoveVolume { .. }
+            | Undo::FreeThinMetadata { .. }
             | Undo::AbortBackup { .. }
             | Undo::StopImage { .. }
             | Undo::StopView(_) => Patience::GoesOn,
@@ -430,8 +457,16 @@ impl fmt::Display for Step {
             Step::SnapshotVolume(VolumeSnapshot { origin, snapshot, room: Some(room), .. }) => {
                 write!(f, "snapshot {origin} as {snapshot}, with room for {room} of changes")
             }
-            Step::SnapshotVolume(VolumeSnapshot { origin, snapshot, room: None, .. }) => {
-                write!(f, "snapshot {origin} as {snapshot}, in its thin pool")
+            Step::SnapshotVolume(VolumeSnapshot { origin, snapshot, room: None, stays, .. }) => {
+                write!(f, "snapshot {origin} as {snapshot}, in its thin pool")?;
+                match stays {
+                    Stays::UntilCleanup => Ok(()),
+                    Stays::WhileNamed { .. } => write!(f, ", to be kept for the next backup"),
+                }
+            }
+            Step::ClaimKeptVolumes { .. } => write!(f, "claim the snapshots that were kept until now"),
+            Step::ReadThinDelta(delta) => {
+                write!(f, "ask {} in what {} differs from {}", delta.pool, delta.snapshot, delta.since)
             }
             Step::MountVolume(mount) => write!(
                 f,
@@ -528,6 +563,10 @@ impl fmt::Display for Undo {
             }
             Undo::UnmountVolume { point } => write!(f, "unmount {}", point.display()),
             Undo::RemoveVolume { volume, .. } => write!(f, "remove the snapshot {volume}"),
+            Undo::SettleVolumes { .. } => {
+                write!(f, "remove the snapshots of volumes that are ours and that no index names")
+            }
+            Undo::FreeThinMetadata { .. } => write!(f, "let go of the metadata of the thin pool"),
             Undo::AbortBackup { domain, socket } => {
                 write!(f, "end the backup job of {domain} on {}", socket.display())
             }

@@ -18,6 +18,7 @@ use super::options::ChunkSize;
 use super::point::{ImagesMark, Point};
 use super::tpm::TpmTold;
 use super::units::{Bytes, Generation};
+use super::volume::Volume;
 
 /// The version of the format written here.
 pub const VERSION: u32 = 1;
@@ -102,6 +103,9 @@ pub struct ShownDisk {
     pub base: Option<Point>,
     /// What the index is to name once this generation is closed: later changes count from there.
     pub checkpoint_after: Option<CheckpointName>,
+    /// The snapshot that cleanup keeps, and that the index is to name.
+    #[serde(default)]
+    pub thin_after: Option<Volume>,
     pub images: Images,
     /// The snapshot of a logical volume that all this is read from, which may overflow.
     #[serde(default)]
@@ -142,6 +146,8 @@ pub enum Candidates {
     Stamped,
     /// What this NBD metadata context calls dirty.
     DirtyBitmap { context: String, since: CheckpointName },
+    /// What this file says, in which thin_delta's word is written: in what the disk's volume differs from that snapshot.
+    ThinDelta { file: PathBuf, since: Volume },
     /// The images are untouched.
     PendingOnly,
 }
@@ -206,7 +212,7 @@ impl ViewSpec {
 impl ShownDisk {
     /// What the index is to say of this disk.
     pub fn point(&self) -> Option<Point> {
-        Point::new(self.checkpoint_after.clone(), self.images.mark())
+        Point::new(self.checkpoint_after.clone(), self.images.mark(), self.thin_after.clone())
     }
 
     fn for_chunkfs(&self, chunk_size: ChunkSize) -> serve::DiskSpec {
@@ -221,12 +227,15 @@ impl ShownDisk {
     }
 
     fn changes(&self) -> serve::ChangesSpec {
-        use serve::ChangesSpec::{Bitmap, Digests, Everything, Ranges, Start};
+        use serve::ChangesSpec::{Bitmap, Digests, Everything, Ranges, Start, Told};
         let since = self.base.as_ref().map(Point::to_string);
         let point = self.point().as_ref().map(Point::to_string);
         match (&self.candidates, since, point) {
             (Candidates::DirtyBitmap { context, .. }, Some(since), Some(point)) => {
                 Bitmap { context: context.clone(), since, point }
+            }
+            (Candidates::ThinDelta { file, .. }, Some(since), Some(point)) => {
+                Told { since, point, file: file.clone() }
             }
             (Candidates::PendingOnly, Some(since), Some(point)) => {
                 Ranges { since, point, ranges: Vec::new() }

@@ -1,4 +1,4 @@
-//! Logical volumes and their snapshots: what they are called, what marks one as ours, what they need.
+//! Logical volumes and their snapshots: what they are called, what marks one as ours, what they need, how long they stay.
 //! Runs no program of LVM: that is `host::volumes`.
 
 use std::fmt;
@@ -33,6 +33,39 @@ pub struct VolumeSnapshot {
     pub owner: Uuid,
     /// What it has to keep old content in. None: it is thin and shares its pool.
     pub room: Option<Bytes>,
+    pub stays: Stays,
+}
+
+/// How long a snapshot is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stays {
+    UntilCleanup,
+    /// For as long as the index names it, so that the next one can be compared with it. Nobody can write to it.
+    WhileNamed {
+        index_dir: PathBuf,
+    },
+}
+
+/// In what a snapshot of a thin volume differs from an older one is written to a file, as [`ThinChanges`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ThinDelta {
+    pub pool: Volume,
+    pub since: Volume,
+    pub snapshot: Volume,
+    pub to: PathBuf,
+}
+
+/// In JSON; `chunkfs` reads the last two, as its `serve::Told`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThinChanges {
+    /// The pool's metadata may be held for us.
+    Holding(Volume),
+    /// From start to end, in bytes.
+    Ranges(Vec<(u64, u64)>),
+    /// Why.
+    Unknown(String),
 }
 
 /// The file system of a volume, or of its snapshot, and where it is mounted, read-only.
@@ -66,7 +99,21 @@ pub enum VolumeKind {
     /// A snapshot needs room of its own, of what the group has free.
     Thick { size: Bytes, free: Bytes },
     /// A snapshot shares the pool, of which so much is used, in percent.
-    Thin { pool: String, data_percent: u8, metadata_percent: u8 },
+    Thin {
+        pool: Volume,
+        data_percent: u8,
+        metadata_percent: u8,
+        /// Its snapshots of ours that nobody can write to.
+        kept: Vec<Volume>,
+        delta: Delta,
+    },
+}
+
+/// Can two snapshots of a thin volume be compared by what their pool knows of them?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delta {
+    Possible,
+    Impossible { why: String },
 }
 
 /// Where on its volume an image is.
@@ -158,14 +205,10 @@ impl VolumeFacts {
                     )
                 })
             }
-            VolumeKind::Thin { pool, data_percent, metadata_percent } => {
+            VolumeKind::Thin { pool, data_percent, metadata_percent, .. } => {
                 let fullest = *data_percent.max(metadata_percent);
-                (fullest >= POOL_NEARLY_FULL).then(|| {
-                    format!(
-                        "the thin pool {}/{pool} is {fullest} % full: extend it with lvextend",
-                        self.volume.group()
-                    )
-                })
+                (fullest >= POOL_NEARLY_FULL)
+                    .then(|| format!("the thin pool {pool} is {fullest} % full: extend it with lvextend"))
             }
         }
     }
@@ -180,6 +223,7 @@ impl VolumeFacts {
                 VolumeKind::Thick { .. } => Some(asked),
                 VolumeKind::Thin { .. } => None,
             },
+            stays: Stays::UntilCleanup,
         })
     }
 }
@@ -258,7 +302,13 @@ mod tests {
     #[test]
     fn a_pool_that_is_nearly_full_gets_no_snapshot() {
         let thin = |data_percent, metadata_percent| VolumeFacts {
-            kind: VolumeKind::Thin { pool: "pool".to_owned(), data_percent, metadata_percent },
+            kind: VolumeKind::Thin {
+                pool: Volume::new("vg0", "pool").unwrap(),
+                data_percent,
+                metadata_percent,
+                kept: Vec::new(),
+                delta: Delta::Possible,
+            },
             ..thick(0, 0)
         };
         assert_eq!(thin(94, 10).obstacle(Bytes::ZERO), None);

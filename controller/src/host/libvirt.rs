@@ -177,7 +177,7 @@ impl Guests for Machine {
             bitmaps: disks::bitmaps(disk),
             chain: disks::chain(self, disk),
             reflink: reflink(disk),
-            volume: volumes::behind(disk, volume),
+            volume: volumes::behind(disk, &id.uuid, volume),
             snapshots: disks::snapshots(disk),
         })
     }

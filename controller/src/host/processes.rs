@@ -166,10 +166,14 @@ impl Processes for Machine {
                 continue;
             };
             let point = disk.point.as_deref().and_then(Point::parse);
-            let (checkpoint, images) = point.map_or((None, None), |point| (point.checkpoint, point.images));
+            let (checkpoint, images, thin) =
+                point.map_or((None, None, None), |point| (point.checkpoint, point.images, point.thin));
             let (generation, capacity) = (Generation(generation), Bytes(disk.length));
             let trust = Trust::AsRecorded;
-            disks.insert(target, IndexedDisk { generation, capacity, chunk_size, checkpoint, images, trust });
+            disks.insert(
+                target,
+                IndexedDisk { generation, capacity, chunk_size, checkpoint, images, thin, trust },
+            );
         }
         Ok(disks)
     }

@@ -17,11 +17,12 @@ use crate::core::domain::{Disk, Source};
 use crate::core::names::Uuid;
 use crate::core::units::Bytes;
 use crate::core::volume::{
-    Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind, VolumeMount, VolumeSnapshot, is_below, tag_of,
+    Behind, FileSystem, Place, Stays, ThinDelta, Volume, VolumeFacts, VolumeKind, VolumeMount,
+    VolumeSnapshot, is_below, tag_of,
 };
 
 use super::machine::Machine;
-use super::{Removal, Volumes, exec};
+use super::{Removal, Volumes, exec, thin};
 
 /// LVM waits for its locks, and for devices to settle.
 const LVM_WITHIN: Duration = Duration::from_secs(60);
@@ -31,13 +32,16 @@ const MAPPER: &str = "/dev/mapper/control";
 
 /// A volume, as `lvs` tells of it; see lvs(8) for what the letters of `lv_attr` mean.
 #[derive(Debug, Deserialize)]
-struct Row {
+pub(super) struct Row {
     vg_name: String,
     lv_name: String,
+    pub(super) lv_dm_path: String,
     lv_size: String,
     lv_attr: String,
     segtype: String,
     pool_lv: String,
+    origin: String,
+    pub(super) thin_id: String,
     vg_free: String,
     data_percent: String,
     metadata_percent: String,
@@ -68,6 +72,9 @@ impl Volumes for Machine {
             Some(room) => ["--size".to_owned(), format!("{}b", room.0)],
             None => ["--setactivationskip".to_owned(), "n".to_owned()],
         });
+        if let Stays::WhileNamed { .. } = snapshot.stays {
+            words.extend(["--permission".to_owned(), "r".to_owned()]);
+        }
         words.push(snapshot.origin.to_string());
         lvm("lvcreate", &words)
     }
@@ -102,6 +109,14 @@ impl Volumes for Machine {
         }
         let ours = lvs(&[])?.into_iter().filter(|row| row.has_tag(owner));
         Ok(ours.filter_map(|row| Volume::new(&row.vg_name, &row.lv_name)).collect())
+    }
+
+    fn thin_delta(&self, delta: &ThinDelta) -> Result<()> {
+        thin::delta(self, delta)
+    }
+
+    fn free_thin_metadata(&self, file: &Path) -> Result<Removal> {
+        thin::free_metadata(self, file)
     }
 
     fn mount_volume(&self, mount: &VolumeMount) -> Result<()> {
@@ -150,15 +165,15 @@ impl Machine {
     }
 }
 
-/// `told`: the volume behind an image file, where the user knows better.
-pub(super) fn behind(disk: &Disk, told: Option<&Volume>) -> Behind {
-    match find_behind(disk, told) {
+/// `owner`: the domain whose snapshots are ours. `told`: the volume behind an image file, where the user knows better.
+pub(super) fn behind(disk: &Disk, owner: &Uuid, told: Option<&Volume>) -> Behind {
+    match find_behind(disk, owner, told) {
         Ok(facts) => Behind::Volume(facts),
         Err(why) => Behind::Nothing { why: format!("{why:#}") },
     }
 }
 
-fn find_behind(disk: &Disk, told: Option<&Volume>) -> Result<VolumeFacts> {
+fn find_behind(disk: &Disk, owner: &Uuid, told: Option<&Volume>) -> Result<VolumeFacts> {
     let (Source::File(path) | Source::Block(path)) = &disk.source else {
         bail!("{} is neither a logical volume nor a file on one", disk.source);
     };
@@ -174,7 +189,7 @@ fn find_behind(disk: &Disk, told: Option<&Volume>) -> Result<VolumeFacts> {
         }
         _ => row_of(device).with_context(|| format!("the device of {}", path.display()))?,
     };
-    row.facts(place)
+    row.facts(place, owner)
 }
 
 /// Where a file is within its file system.
@@ -218,18 +233,18 @@ fn row_of(device: u64) -> Result<Row> {
     rows.into_iter().next().with_context(|| format!("lvs does not know {}", path.display()))
 }
 
-fn find(volume: &Volume) -> Result<Option<Row>> {
+pub(super) fn find(volume: &Volume) -> Result<Option<Row>> {
     let select = format!("vg_name=\"{}\" && lv_name=\"{}\"", volume.group(), volume.name());
     Ok(lvs(&["--select".as_ref(), select.as_ref()])?.into_iter().next())
 }
 
-fn lvm_is_here() -> bool {
+pub(super) fn lvm_is_here() -> bool {
     Path::new(MAPPER).exists() && exec::is_installed(Path::new("lvs"))
 }
 
 fn lvs(words: &[&OsStr]) -> Result<Vec<Row>> {
-    const FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,segtype,pool_lv,vg_free,data_percent,metadata_percent,\
-                          lv_tags,lv_snapshot_invalid";
+    const FIELDS: &str = "vg_name,lv_name,lv_dm_path,lv_size,lv_attr,segtype,pool_lv,origin,thin_id,vg_free,\
+                          data_percent,metadata_percent,lv_tags,lv_snapshot_invalid";
     let mut arguments = exec::arguments(
         ["--reportformat", "json", "--units", "b", "--nosuffix", "--options", FIELDS].map(OsStr::new),
     );
@@ -256,7 +271,13 @@ impl Row {
             || matches!(self.lv_attr.as_bytes().get(4), Some(b'I' | b'S'))
     }
 
-    fn facts(&self, place: Place) -> Result<VolumeFacts> {
+    /// A snapshot of that volume which nobody can write to; the second letter of the attributes is who can.
+    fn is_kept_of(&self, volume: &Volume) -> bool {
+        let read_only = self.lv_attr.as_bytes().get(1) == Some(&b'r');
+        read_only && self.vg_name == volume.group() && self.origin == volume.name()
+    }
+
+    fn facts(&self, place: Place, owner: &Uuid) -> Result<VolumeFacts> {
         let volume = Volume::new(&self.vg_name, &self.lv_name).context("it has an odd name")?;
         if self.lv_attr.starts_with(['s', 'S']) {
             bail!("{volume} is itself a snapshot");
@@ -264,13 +285,13 @@ impl Row {
         let bytes =
             |text: &str| text.parse().map(Bytes).with_context(|| format!("understand the size {text:?}"));
         let kind = match self.segtype.as_str() {
-            "thin" => self.pool()?,
+            "thin" => self.thin(&volume, owner)?,
             _ => VolumeKind::Thick { size: bytes(&self.lv_size)?, free: bytes(&self.vg_free)? },
         };
         Ok(VolumeFacts { volume, kind, place })
     }
 
-    fn pool(&self) -> Result<VolumeKind> {
+    fn thin(&self, volume: &Volume, owner: &Uuid) -> Result<VolumeKind> {
         let pool = Volume::new(&self.vg_name, &self.pool_lv).context("its pool has an odd name")?;
         let row = find(&pool)?.with_context(|| format!("there is no pool {pool}"))?;
         let percent = |text: &str| {
@@ -278,10 +299,15 @@ impl Row {
             // Rounded down; a cast keeps within 0 and 255.
             anyhow::Ok(exact as u8)
         };
+        let select = format!("lv_tags=\"{}\"", tag_of(owner));
+        let ours = lvs(&["--select".as_ref(), select.as_ref()])?.into_iter();
+        let kept = ours.filter(|row| row.has_tag(owner) && row.is_kept_of(volume));
         Ok(VolumeKind::Thin {
-            pool: self.pool_lv.clone(),
             data_percent: percent(&row.data_percent)?,
             metadata_percent: percent(&row.metadata_percent)?,
+            kept: kept.filter_map(|row| Volume::new(&row.vg_name, &row.lv_name)).collect(),
+            delta: thin::possible(),
+            pool,
         })
     }
 }
@@ -292,8 +318,8 @@ mod tests {
 
     fn row(attr: &str, segtype: &str) -> Row {
         let text = format!(
-            r#"{{"vg_name":"vg0","lv_name":"mail01","lv_size":"67108864","lv_attr":"{attr}","segtype":"{segtype}",
-            "pool_lv":"","vg_free":"3930062848","data_percent":"","metadata_percent":"",
+            r#"{{"vg_name":"vg0","lv_name":"mail01","lv_dm_path":"/dev/mapper/vg0-mail01","lv_size":"67108864","lv_attr":"{attr}","segtype":"{segtype}",
+            "pool_lv":"","origin":"root","thin_id":"","vg_free":"3930062848","data_percent":"","metadata_percent":"",
             "lv_tags":"nightly,virt-backup:c7a5fdbd-edaf-9455-926a-d65c16db1809","lv_snapshot_invalid":"unknown"}}"#
         );
         serde_json::from_str(&text).unwrap()
@@ -301,11 +327,16 @@ mod tests {
 
     #[test]
     fn what_lvs_says_is_understood() {
-        let facts = row("-wi-ao----", "linear").facts(Place::Whole).unwrap();
+        let owner = Uuid::new("c7a5fdbd-edaf-9455-926a-d65c16db1809").unwrap();
+        let facts = row("-wi-ao----", "linear").facts(Place::Whole, &owner).unwrap();
         assert_eq!(facts.kind, VolumeKind::Thick { size: Bytes(64 << 20), free: Bytes(3_930_062_848) });
-        assert!(row("swi-a-s---", "linear").facts(Place::Whole).is_err(), "a snapshot has none");
+        assert!(row("swi-a-s---", "linear").facts(Place::Whole, &owner).is_err(), "a snapshot has none");
         assert!(!row("swi-a-s---", "linear").is_invalid());
         assert!(row("swi-I-s---", "linear").is_invalid());
+        let volume = |name| Volume::new("vg0", name).unwrap();
+        assert!(row("Vri-a-tz--", "thin").is_kept_of(&volume("root")));
+        assert!(!row("Vwi-a-tz--", "thin").is_kept_of(&volume("root")), "somebody may have written to it");
+        assert!(!row("Vri-a-tz--", "thin").is_kept_of(&volume("mail01")));
     }
 
     #[test]

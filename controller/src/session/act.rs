@@ -52,7 +52,8 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::ClaimFile { .. }
         | Step::ClaimCheckpoint { .. }
         | Step::ClaimOverlay { .. }
-        | Step::ClaimVolume { .. } => {}
+        | Step::ClaimVolume { .. }
+        | Step::ClaimKeptVolumes { .. } => {}
         Step::MakeDir { path } => {
             host.make_dir(path)?;
         }
@@ -63,6 +64,7 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
         Step::SnapshotVolume(snapshot) => host.snapshot_volume(snapshot)?,
+        Step::ReadThinDelta(delta) => host.thin_delta(delta)?,
         Step::MountVolume(mount) => host.mount_volume(mount)?,
         Step::TakeOverlays(request) => host.take_overlays(request)?,
         Step::Freeze { domain, .. } => host.freeze(domain, FREEZE_WITHIN)?,

@@ -1,13 +1,13 @@
 //! An undo to the host's verbs, and which undos follow from names alone.
 //! Each may be repeated; each removes only what its names prove ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::core::domain::DomainId;
 use crate::core::domain::{Domain, Source};
-use crate::core::names::{CheckpointName, Names, image_of_overlay, partial_of};
+use crate::core::names::{CheckpointName, Names, Uuid, image_of_overlay, is_thin_changes, partial_of};
 use crate::core::step::{Overlay, Undo, ViewService};
 use crate::host::{Begin, Host, Removal, XmlView};
 
@@ -26,6 +26,8 @@ pub(super) fn undo(host: &dyn Host, undo: &Undo) -> Result<Removal> {
         Undo::MergeOverlay { domain, overlay } => host.merge_overlay(domain, overlay),
         Undo::UnmountVolume { point } => host.unmount_volume(point),
         Undo::RemoveVolume { volume, owner } => host.remove_volume(volume, owner),
+        Undo::SettleVolumes { owner, index_dir } => settle_volumes(host, owner, index_dir),
+        Undo::FreeThinMetadata { file } => host.free_thin_metadata(file),
         Undo::AbortBackup { domain, socket } => host.abort_backup(domain, socket),
         Undo::StopImage { socket } => host.stop_image(socket),
         Undo::StopView(service) => stop_view(host, service),
@@ -48,7 +50,7 @@ fn stop_view(host: &dyn Host, service: &ViewService) -> Result<Removal> {
 }
 
 /// Keeps every checkpoint that any index names: should closing have been cut off between two disks, both stay.
-fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &std::path::Path) -> Result<Removal> {
+fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &Path) -> Result<Removal> {
     let named: Vec<_> = host.indexes(index_dir)?.into_values().filter_map(|disk| disk.checkpoint).collect();
     let there = host.checkpoints(domain)?;
     let ours = there.iter().filter_map(|c| CheckpointName::recognise(&domain.uuid, &c.name));
@@ -59,6 +61,25 @@ fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &std::path:
         settled = match (settled, removal) {
             (settled, Removal::AlreadyGone) => settled,
             (Removal::Later(why), Removal::Removed) => Removal::Later(why),
+            (_, removal) => removal,
+        };
+    }
+    Ok(settled)
+}
+
+/// Keeps every snapshot that any index names.
+fn settle_volumes(host: &dyn Host, owner: &Uuid, index_dir: &Path) -> Result<Removal> {
+    let ours = host.snapshots_for(owner)?;
+    if ours.is_empty() {
+        return Ok(Removal::AlreadyGone);
+    }
+    let named: Vec<_> = host.indexes(index_dir)?.into_values().filter_map(|disk| disk.thin).collect();
+    let mut settled = Removal::AlreadyGone;
+    for volume in ours.iter().filter(|volume| !named.contains(volume)) {
+        let removal = host.remove_volume(volume, owner).with_context(|| format!("remove {volume}"))?;
+        settled = match (settled, removal) {
+            (settled, Removal::AlreadyGone) => settled,
+            (Removal::Spoilt(why), Removal::Removed) => Removal::Spoilt(why),
             (_, removal) => removal,
         };
     }
@@ -84,11 +105,13 @@ pub(super) fn by_name(host: &dyn Host, names: &Names, domain: Option<&DomainId>)
         undos.extend([Undo::UnmountVolume { point: point.clone() }, Undo::RemoveDir { path: point }]);
     }
     undos.push(Undo::RemoveDir { path: names.volumes_dir() });
+    let in_home = host.list(&names.home())?.unwrap_or_default();
+    for file in in_home.iter().filter(|name| is_thin_changes(name)).map(|name| names.home().join(name)) {
+        undos.extend([Undo::FreeThinMetadata { file: file.clone() }, Undo::RemoveFile { path: file }]);
+    }
     if let Some(domain) = domain {
         undos.extend(overlays_of(host, domain)?);
-        let snapshots = host.snapshots_for(&domain.uuid)?.into_iter();
-        let owner = &domain.uuid;
-        undos.extend(snapshots.map(|volume| Undo::RemoveVolume { volume, owner: owner.clone() }));
+        undos.push(Undo::SettleVolumes { owner: domain.uuid.clone(), index_dir: names.index_dir() });
     }
     let scratch = host.list(&names.scratch_dir())?.unwrap_or_default();
     undos.extend(scratch.iter().map(|name| Undo::RemoveFile { path: names.scratch_dir().join(name) }));

@@ -12,7 +12,7 @@ use virt_backup::core::facts::BitmapSupport;
 use virt_backup::core::names::{CheckpointName, Places, Target, Uuid};
 use virt_backup::core::options::{
     Archive, ChunkSize, Chunkmount, Clusters, Dump, DumpForm, JobLimit, LockAfter, Macs, Memory,
-    MethodChoice, Pause, Quiesce, Running, Snapshots, Tracking,
+    MethodChoice, Pause, Quiesce, Running, Snapshots, ThinSnapshots, Tracking,
 };
 use virt_backup::core::retention::{ArchiveName, Policy};
 use virt_backup::core::units::Bytes;
@@ -54,6 +54,7 @@ pub(crate) fn options() -> Chunkmount {
         memory: Memory::LeftOut,
         snapsize: Bytes(5 << 30),
         snapshots: Snapshots::Allowed,
+        thin: ThinSnapshots::Removed,
         volume: None,
         own_command: Vec::new(),
     }
@@ -160,12 +161,17 @@ fn mounted_with(world: World, fault: Option<Fault>, options: &Chunkmount) -> Wor
 }
 
 fn backed_up(world: World) -> World {
-    on(mounted(world, None), None, |host| drop(command::cleanup(host, &places(), "mail01").unwrap()))
+    cleaned(mounted(world, None))
+}
+
+fn cleaned(world: World) -> World {
+    on(world, None, |host| drop(command::cleanup(host, &places(), "mail01").unwrap()))
 }
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     const QCOW2: &[(&str, &str)] = &[("vda", "qcow2")];
     const BOTH: &[(&str, &str)] = &[("vda", "qcow2"), ("vdb", "raw")];
+    const RAWS: &[(&str, &str)] = &[("vda", "raw"), ("vdb", "raw")];
     const TWO: &[(&str, &str)] = &[("vda", "qcow2"), ("vdb", "qcow2")];
     let running = |disks| machine(Power::On, disks);
     let off = |disks| machine(Power::Off, disks);
@@ -195,6 +201,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let external = Chunkmount { method: MethodChoice::External, ..options() };
     let reflink = Chunkmount { method: MethodChoice::Reflink, ..options() };
     let lvm = Chunkmount { method: MethodChoice::Lvm, ..options() };
+    let kept = Chunkmount { thin: ThinSnapshots::Kept, ..lvm.clone() };
+    let kept_before: &dyn Fn(World) -> World = &|world| cleaned(mounted_with(world, None, &kept));
     let paused = Chunkmount { method: MethodChoice::Offline, pause: Pause::AsLongAsItTakes, ..options() };
     let shut_down = Chunkmount { running: Running::ShutDown { within_secs: 9 }, ..options() };
     let dump = Dump { form: DumpForm::Image(Compression::None), pace: None, lock: LockAfter::GivenBack };
@@ -374,6 +382,36 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             none_left(Chunkmount { method: MethodChoice::Lvm, ..shut_down.clone() }),
         ),
         make(
+            "lvm: two thin volumes, kept",
+            machine_in("/dev/thin", Power::On, RAWS),
+            untouched,
+            Scenario { twice: true, ..none_left(kept.clone()) },
+        ),
+        make(
+            "lvm: two thin volumes, kept before",
+            machine_in("/dev/thin", Power::On, RAWS),
+            kept_before,
+            none_left(kept.clone()),
+        ),
+        make(
+            "lvm: two thin volumes, kept no more",
+            machine_in("/dev/thin", Power::On, RAWS),
+            kept_before,
+            none_left(lvm.clone()),
+        ),
+        make(
+            "lvm: thin volumes, over a crashed job",
+            machine_in("/dev/thin", Power::On, RAWS),
+            &|w| mounted_with(w, crash(30), &kept),
+            none_left(kept.clone()),
+        ),
+        make(
+            "lvm: thin volumes of a guest that is off",
+            machine_in("/dev/thin", Power::Off, RAWS),
+            kept_before,
+            none_left(kept.clone()),
+        ),
+        make(
             "dump: lvm, two images on one volume",
             machine_in("/lv", Power::On, BOTH),
             untouched,
@@ -471,7 +509,14 @@ pub(crate) fn our_checkpoints(world: &World) -> Vec<CheckpointName> {
 pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) {
     let stays = ["/state", "/state/mail01", "/state/mail01/guard", "/state/.run"].map(Path::new);
     // Archives are not taken back; what they must be is checked by itself.
-    let passing = |path: &Path| !stays.contains(&path) && !path.starts_with("/archives");
+    let indexes = world.indexes.get(Path::new("/state/mail01/index"));
+    let closed = || indexes.into_iter().flatten().filter_map(|(_, index)| index.closed.as_ref());
+    let kept: Vec<_> = closed().filter_map(|closed| Some(closed.thin.as_ref()?.device())).collect();
+    let passing = |path: &Path| {
+        !stays.contains(&path) && !path.starts_with("/archives") && !kept.iter().any(|kept| kept == path)
+    };
+    assert!(kept.iter().all(|kept| world.nodes.contains_key(kept)), "{story}: a kept snapshot is gone");
+    assert!(!world.metadata_held, "{story}: the metadata of a pool are held");
     let nodes = |w: &World| w.nodes.keys().filter(|path| passing(path)).cloned().collect::<Vec<_>>();
     assert_eq!(nodes(world), nodes(&scenario.pristine), "{story}: files");
     assert!(world.mounts.is_empty(), "{story}: mounted: {:?}", world.mounts);
@@ -506,10 +551,7 @@ pub(crate) fn assert_as_before(world: &World, scenario: &Scenario, story: &str) 
     }
     // One checkpoint, or two when a crash came between the indexes of two disks: until the next job, which is checked.
     if guest.power == Power::On {
-        let indexes = world.indexes.get(Path::new("/state/mail01/index"));
-        let named =
-            indexes.into_iter().flatten().filter_map(|(_, index)| index.closed.as_ref()?.checkpoint.clone());
-        let named: BTreeSet<_> = named.collect();
+        let named: BTreeSet<_> = closed().filter_map(|closed| closed.checkpoint.clone()).collect();
         let ours: BTreeSet<_> = our_checkpoints(world).into_iter().collect();
         assert_eq!(ours, named, "{story}: the checkpoints of ours are not those that the index names");
     }

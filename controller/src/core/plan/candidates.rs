@@ -1,6 +1,8 @@
 //! Which chunks of a disk may have changed, and on whose word.
 //! A tracker is believed only when what it counts from is proven to be what the index describes.
 
+use std::path::PathBuf;
+
 use crate::core::facts::{BitmapState, BitmapSupport, Chain, Definition, IndexedDisk, Trust};
 use crate::core::names::CheckpointName;
 use crate::core::options::Tracking;
@@ -8,6 +10,7 @@ use crate::core::point::ImagesMark;
 use crate::core::step::export_bitmap;
 use crate::core::units::Generation;
 use crate::core::viewspec::Candidates;
+use crate::core::volume::Volume;
 
 use super::{Case, Purpose, Wanted};
 
@@ -79,6 +82,26 @@ pub(super) fn by_digest(case: &Case<'_>) -> Candidates {
     }
 }
 
+/// For a disk that is a thin volume, of which a snapshot is kept from now on. `file`: where the difference will be written.
+pub(super) fn by_thin_delta(
+    case: &Case<'_>,
+    wanted: &Wanted<'_>,
+    kept: &[Volume],
+    file: PathBuf,
+) -> Candidates {
+    let since = trusted_index(case, wanted).and_then(|indexed| {
+        let since = indexed.thin.as_ref().ok_or("its last backup kept no snapshot")?;
+        let there = kept.contains(since);
+        there
+            .then(|| since.clone())
+            .ok_or_else(|| format!("the kept snapshot {since} is gone, or can be written to"))
+    });
+    match since {
+        Ok(since) => Candidates::ThinDelta { file, since },
+        Err(why) => Candidates::All { why },
+    }
+}
+
 /// The checkpoint that an index names and that still counts: what stays named when no new one is made.
 pub(super) fn usable_base(case: &Case<'_>, wanted: &Wanted<'_>) -> Result<CheckpointName, String> {
     let indexed = trusted_index(case, wanted)?;
@@ -130,6 +153,9 @@ pub(super) fn describe(candidates: &Candidates) -> String {
         Candidates::All { why } => format!("every chunk is compared: {why}"),
         Candidates::Stamped => "every chunk counts as changed".to_owned(),
         Candidates::DirtyBitmap { since, .. } => format!("only what changed since {since} is compared"),
+        Candidates::ThinDelta { since, .. } => {
+            format!("only that in which it differs from the kept snapshot {since} is compared")
+        }
         Candidates::PendingOnly => "its image is untouched since the last backup".to_owned(),
     }
 }

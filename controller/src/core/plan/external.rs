@@ -74,6 +74,7 @@ fn shown_memory(case: &Case<'_>, path: PathBuf) -> ShownDisk {
         candidates: candidates::by_digest(case),
         base: None,
         checkpoint_after: None,
+        thin_after: None,
         images: Images::AsFound(Vec::new()),
     }
 }

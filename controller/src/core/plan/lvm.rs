@@ -1,17 +1,21 @@
 //! Method lvm: snapshots of the logical volumes that the disks are, or that their images are on, taken while the guest is
-//! suspended for that moment; the snapshots are read. Cleanup removes them.
+//! suspended for that moment; the snapshots are read. Cleanup removes them, or keeps that of a thin volume: in what the next one
+//! differs from it, the pool can tell.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::core::domain::{Sharing, Source};
-use crate::core::facts::local_path;
+use crate::core::domain::{Format, Sharing, Source};
+use crate::core::facts::{Chain, local_path};
 use crate::core::names::Target;
-use crate::core::options::Snapshots;
+use crate::core::options::{Snapshots, ThinSnapshots};
 use crate::core::step::{Step, Undo};
-use crate::core::volume::{Behind, Place, Volume, VolumeFacts, VolumeMount, VolumeSnapshot};
+use crate::core::viewspec::{Candidates, ShownDisk};
+use crate::core::volume::{
+    Behind, Delta, Place, Stays, ThinDelta, Volume, VolumeFacts, VolumeKind, VolumeMount, VolumeSnapshot,
+};
 
-use super::{Case, PointInTime, Wanted, hold, offline};
+use super::{Case, PointInTime, Purpose, Wanted, candidates, hold, offline};
 
 pub(super) fn unfit(case: &Case<'_>) -> Option<String> {
     (case.options.snapshots == Snapshots::Forbidden).then(|| "--no-snapshot forbids it".to_owned())
@@ -49,18 +53,29 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let taken = volumes(case, wanted);
     let images = wanted.iter().map(|disk| (disk.disk.target.clone(), image(&taken, disk))).collect();
     let (mut disks, services) = offline::shown(case, wanted, offline::Read::Instead(&images));
+    let (mut deltas, mut notes) = (Vec::new(), hold::notes(case));
     for (shown, disk) in disks.iter_mut().zip(wanted) {
-        shown.snapshot = Some(taken[&volume_of(disk).volume].snapshot.snapshot.device());
+        let snapshot = &taken[&volume_of(disk).volume].snapshot.snapshot;
+        shown.snapshot = Some(snapshot.device());
+        match is_kept(case, disk) {
+            Kept::No => {}
+            Kept::Cannot { why } => {
+                notes.push(format!("{}: --keep-thin keeps no snapshot: {why}", shown.target));
+            }
+            Kept::Yes { pool, older } => deltas.extend(keep(case, disk, shown, (pool, older, snapshot))),
+        }
     }
 
     let mut claims: Vec<_> =
         taken.values().map(|taken| Step::ClaimVolume { snapshot: taken.snapshot.clone() }).collect();
+    claims.extend(deltas.iter().map(|delta| Step::ClaimFile { path: delta.to.clone() }));
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
     let snapshots = taken.values().map(|taken| Step::SnapshotVolume(taken.snapshot.clone())).collect();
     let originals = wanted.iter().filter_map(|disk| local_path(&disk.disk.source).cloned()).collect();
     // QEMU brings what it has to the disk before it is suspended, and LVM what the file system has.
     let mut take = vec![Step::BringToDisk { paths: originals }];
     take.extend(hold::suspended(case, snapshots));
+    take.extend(deltas.into_iter().map(Step::ReadThinDelta));
     let mounts: Vec<_> = taken.values().filter_map(|taken| taken.mount.clone()).collect();
     if !mounts.is_empty() {
         take.push(Step::MakePrivateDir { path: case.names.volumes_dir() });
@@ -79,7 +94,62 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
         undos.push(Undo::RemoveVolume { volume, owner });
     }
     take.extend(services.into_iter().map(Step::ServeImage));
-    PointInTime { disks, notes: hold::notes(case), room: None, checkpoint: None, claims, take, release }
+    PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release }
+}
+
+/// Does the snapshot of a disk's volume stay for the next backup?
+enum Kept<'a> {
+    /// Nobody asked for it.
+    No,
+    Cannot {
+        why: String,
+    },
+    /// In this pool, as these older ones have.
+    Yes {
+        pool: &'a Volume,
+        older: &'a [Volume],
+    },
+}
+
+fn is_kept<'a>(case: &Case<'_>, disk: &Wanted<'a>) -> Kept<'a> {
+    let asked = case.options.thin == ThinSnapshots::Kept && case.purpose == Purpose::View;
+    if !asked || !super::wants_checkpoints(case) {
+        return Kept::No;
+    }
+    let facts = volume_of(disk);
+    let cannot = |why: String| Kept::Cannot { why };
+    let VolumeKind::Thin { pool, kept, delta, .. } = &facts.kind else {
+        return cannot(format!("{} is not thin", facts.volume));
+    };
+    match (&facts.place, &disk.facts.chain, delta) {
+        (Place::Within { .. }, ..) => {
+            cannot(format!("its image is a file, and it would be told what changed in {}", facts.volume))
+        }
+        (_, _, Delta::Impossible { why }) => cannot(why.clone()),
+        (Place::Whole, Chain::Known(layers), _) if layers.len() == 1 && layers[0].format == Format::Raw => {
+            Kept::Yes { pool, older: kept }
+        }
+        _ => cannot("only a raw image has its content where its volume has it".to_owned()),
+    }
+}
+
+/// The index is to name the snapshot. None: there is none to compare it with.
+fn keep(
+    case: &Case<'_>,
+    disk: &Wanted<'_>,
+    shown: &mut ShownDisk,
+    (pool, older, snapshot): (&Volume, &[Volume], &Volume),
+) -> Option<ThinDelta> {
+    shown.thin_after = Some(snapshot.clone());
+    let to = case.names.thin_changes(&shown.target);
+    shown.candidates = candidates::by_thin_delta(case, disk, older, to.clone());
+    match &shown.candidates {
+        Candidates::ThinDelta { since, .. } => {
+            let (pool, since, snapshot) = (pool.clone(), since.clone(), snapshot.clone());
+            Some(ThinDelta { pool, since, snapshot, to })
+        }
+        _ => None,
+    }
 }
 
 fn volume_of<'a>(disk: &Wanted<'a>) -> &'a VolumeFacts {
@@ -94,7 +164,10 @@ fn volumes<'a>(case: &Case<'_>, wanted: &[Wanted<'a>]) -> BTreeMap<Volume, Taken
     for disk in wanted {
         let facts = volume_of(disk);
         let snapshot = facts.snapshot(case.facts.epoch, &case.domain.id.uuid, case.options.snapsize);
-        let snapshot = snapshot.expect("obstacle() looked at the name");
+        let mut snapshot = snapshot.expect("obstacle() looked at the name");
+        if let Kept::Yes { .. } = is_kept(case, disk) {
+            snapshot.stays = Stays::WhileNamed { index_dir: case.names.index_dir() };
+        }
         let mount = match &facts.place {
             Place::Whole => None,
             Place::Within { file_system, .. } => Some(VolumeMount {

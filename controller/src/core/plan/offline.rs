@@ -122,6 +122,7 @@ pub(super) fn shown(
             checkpoint_after: candidates::usable_base(case, disk)
                 .ok()
                 .filter(|_| super::wants_checkpoints(case)),
+            thin_after: None,
             images: match read {
                 Read::AsSurveyed => Images::AsSurveyed(chain),
                 Read::AsTheyAre | Read::Instead(_) => Images::AsFound(chain),

@@ -80,6 +80,7 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
             capacity: disk.facts.capacity,
             candidates,
             checkpoint_after: checkpoint,
+            thin_after: None,
             images: Images::AsSurveyed(Vec::new()),
             base: super::base(case, &target),
             target,

@@ -8,13 +8,15 @@ use super::*;
 use crate::core::domain::{Format, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
-use crate::core::options::{ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running, Snapshots};
+use crate::core::options::{
+    ChunkSize, Memory, MethodChoice, Pause, Quiesce, Running, Snapshots, ThinSnapshots,
+};
 use crate::core::point::ImagesMark;
 use crate::core::step::{BackupRequest, DiskTracking, Need, Undo};
 use crate::core::tpm::TpmState;
 use crate::core::units::Bytes;
 use crate::core::viewspec::{Candidates, Feed};
-use crate::core::volume::{Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind};
+use crate::core::volume::{Behind, Delta, FileSystem, Place, Volume, VolumeFacts, VolumeKind};
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
 const GIB: Bytes = Bytes(1 << 30);
@@ -91,6 +93,7 @@ fn given() -> Given {
         memory: Memory::LeftOut,
         snapsize: Bytes(5 << 30),
         snapshots: Snapshots::Allowed,
+        thin: ThinSnapshots::Removed,
         volume: None,
         own_command: vec!["/usr/bin/virt-backup".to_owned()],
     };
@@ -110,6 +113,7 @@ fn given_a_base() -> Given {
         chunk_size: ChunkSize::DEFAULT,
         checkpoint,
         images: None,
+        thin: None,
         trust: Trust::AsRecorded,
     };
     given.facts.index =
@@ -143,6 +147,31 @@ impl Given {
                 kind: VolumeKind::Thick { size, free },
                 place: Place::Within { file_system: FileSystem::Xfs, path: path.into() },
             });
+        }
+    }
+
+    /// Both disks thin volumes of their own, the index naming a kept snapshot of vdb, with which the changes are known.
+    fn on_thin_volumes(&mut self) {
+        self.options.method = MethodChoice::Lvm;
+        self.options.thin = ThinSnapshots::Kept;
+        let volume = |name: &str| Volume::new("vg0", name).unwrap();
+        for (target, disk) in &mut self.facts.disks {
+            let kept = vec![volume(&format!("{target}_7"))];
+            let (pool, delta) = (volume("pool"), Delta::Possible);
+            disk.volume = Behind::Volume(VolumeFacts {
+                volume: volume(target.as_str()),
+                kind: VolumeKind::Thin { pool, data_percent: 5, metadata_percent: 5, kept, delta },
+                place: Place::Whole,
+            });
+        }
+        let vdb = self.facts.index.get_mut(&target("vdb")).unwrap();
+        vdb.thin = Some(volume("vdb_7"));
+    }
+
+    fn thin(&mut self) -> &mut VolumeFacts {
+        match &mut self.facts.disks.get_mut(&target("vdb")).unwrap().volume {
+            Behind::Volume(facts) => facts,
+            Behind::Nothing { why } => panic!("{why}"),
         }
     }
 
@@ -414,6 +443,65 @@ fn images_on_one_volume_share_a_snapshot_for_which_the_guest_is_suspended() {
     let (view, unmount) =
         (at(|u| matches!(u, Undo::StopView(_))), at(|u| matches!(u, Undo::UnmountVolume { .. })));
     assert!(view < unmount && unmount < at(|u| matches!(u, Undo::RemoveVolume { .. })), "{undos:?}");
+}
+
+#[test]
+fn a_thin_volume_is_compared_with_its_kept_snapshot_and_the_next_one_is_kept() {
+    let mut given = given_a_base();
+    given.on_thin_volumes();
+    let plan = given.decide().unwrap();
+    let told = plan.to_string();
+    for line in [
+        "disk vdb: only that in which it differs from the kept snapshot vg0/vdb_7 is compared",
+        "snapshot vg0/vdb as vg0/vdb_1752513887, in its thin pool, to be kept for the next backup",
+        "ask vg0/pool in what vg0/vdb_1752513887 differs from vg0/vdb_7",
+        "note: vda: --keep-thin keeps no snapshot: only a raw image has its content where its volume has it",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    assert!(!told.contains("ask vg0/pool in what vg0/vda"), "{told}");
+    let disks = spec_of(&plan).disks;
+    assert_eq!((&disks[0].thin_after, &disks[1].thin_after), (&None, &Volume::new("vg0", "vdb_1752513887")));
+    let undos: Vec<_> = plan.steps.iter().rev().filter_map(Step::undo).collect();
+    let at = |found: fn(&Undo) -> bool| undos.iter().position(found).unwrap();
+    let free = at(|u| matches!(u, Undo::FreeThinMetadata { .. }));
+    let close = at(|u| matches!(u, Undo::CloseGeneration { .. }));
+    let settle = at(|u| matches!(u, Undo::SettleVolumes { .. }));
+    assert!(free < close && close < settle, "{undos:?}");
+    assert!(undos.iter().any(|u| matches!(u, Undo::RemoveVolume { .. })), "that of vda is not kept");
+}
+
+#[test]
+fn a_kept_snapshot_is_believed_only_if_it_is_what_the_index_describes() {
+    type Change = fn(&mut Given);
+    let changes: [(&str, Change); 7] = [
+        ("is gone, or can be written to", |g| match &mut g.thin().kind {
+            VolumeKind::Thin { kept, .. } => kept.clear(),
+            VolumeKind::Thick { .. } => unreachable!(),
+        }),
+        ("kept no snapshot", |g| g.facts.index.get_mut(&target("vdb")).unwrap().thin = None),
+        ("a sample of the last backup", |g| {
+            g.facts.index.get_mut(&target("vdb")).unwrap().trust = Trust::CompareAll;
+        }),
+        ("its size changed", |g| g.facts.disks.get_mut(&target("vdb")).unwrap().capacity = Bytes(1)),
+        ("has not been backed up before", |g| drop(g.facts.index.remove(&target("vdb")))),
+        ("asked for with --track=digest", |g| g.options.tracking = Tracking::Digest),
+        ("thin_delta is missing", |g| match &mut g.thin().kind {
+            VolumeKind::Thin { delta, .. } => {
+                *delta = Delta::Impossible { why: "thin_delta is missing".to_owned() };
+            }
+            VolumeKind::Thick { .. } => unreachable!(),
+        }),
+    ];
+    for (why, change) in changes {
+        let mut given = given_a_base();
+        given.on_thin_volumes();
+        change(&mut given);
+        let plan = given.decide().unwrap();
+        assert!(plan.to_string().contains(why), "{why}: {plan}");
+        assert!(!plan.to_string().contains("ask vg0/pool"), "{why}: {plan}");
+        assert!(matches!(spec_of(&plan).disks[1].candidates, Candidates::All { .. }), "{why}");
+    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Guests for SimHost {
                 clock: Clock::Settled,
             };
             let (capacity, chain) = (world.capacity(), Chain::Known(vec![layer]));
-            let (reflink, volume) = (Reflink::Possible, volumes::behind(path));
+            let (reflink, volume) = (Reflink::Possible, volumes::behind_of(world, path, &domain.uuid));
             Ok(DiskFacts { capacity, bitmaps, chain, reflink, volume, snapshots: 0 })
         })
     }

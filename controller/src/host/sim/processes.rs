@@ -11,9 +11,10 @@ use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Target, partial_of};
 use crate::core::step::{CopyRequest, CopyTo, ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
+use crate::core::volume::ThinChanges;
 use crate::host::{Processes, Removal};
 
-use super::world::{CHUNKS, Index, Mount, Program};
+use super::world::{CHUNK_BYTES, CHUNKS, Index, Mount, Program};
 use super::{Node, SimHost, World};
 
 impl Processes for SimHost {
@@ -22,7 +23,8 @@ impl Processes for SimHost {
     }
 
     fn epoch(&self) -> Result<u64> {
-        Ok(1_752_513_887)
+        // Later for every job: a snapshot that is kept has an epoch in its name.
+        self.ask(|world| Ok(1_752_513_887 + world.jobs_named))
     }
 
     fn boot_id(&self) -> Result<BootId> {
@@ -140,7 +142,9 @@ impl Processes for SimHost {
         self.effect("other disks name no checkpoint", |world| {
             for (target, index) in world.indexes.get_mut(&spec.index_dir).into_iter().flatten() {
                 if closed && !spec.disks.iter().any(|disk| disk.target == *target) {
-                    index.closed.iter_mut().for_each(|c| c.checkpoint = None);
+                    if let Some(closed) = &mut index.closed {
+                        (closed.checkpoint, closed.thin) = (None, None);
+                    }
                 }
             }
             Ok(removal(closed))
@@ -196,6 +200,10 @@ fn open_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> Result<()
     let called_dirty = match &disk.candidates {
         Candidates::All { .. } | Candidates::Stamped => [true; CHUNKS],
         Candidates::PendingOnly => [false; CHUNKS],
+        Candidates::ThinDelta { file, .. } => match world.nodes.get(file) {
+            Some(Node::File(text)) => in_ranges(&serde_json::from_slice(text)?)?,
+            _ => bail!("{} is not there", file.display()),
+        },
         Candidates::DirtyBitmap { .. } => {
             let Feed::Nbd { socket, .. } = &disk.feed else { bail!("an image has no bitmap to ask for") };
             let jobs = world.guests.values().filter_map(|g| g.job.as_ref());
@@ -223,6 +231,13 @@ fn open_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> Result<()
     Ok(())
 }
 
+fn in_ranges(changes: &ThinChanges) -> Result<[bool; CHUNKS]> {
+    let ThinChanges::Ranges(ranges) = changes else { bail!("the ranges were not written") };
+    let changed =
+        |chunk: u64| ranges.iter().any(|(start, end)| (*start..*end).contains(&(chunk * CHUNK_BYTES)));
+    Ok(std::array::from_fn(|chunk| changed(chunk as u64)))
+}
+
 fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
     let indexes = world.indexes.entry(spec.index_dir.clone()).or_default();
     let Some(index) = indexes.get_mut(&disk.target).filter(|index| index.open == Some(spec.generation))
@@ -236,6 +251,7 @@ fn close_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> bool {
         chunk_size: spec.chunk_size,
         checkpoint: disk.checkpoint_after.clone(),
         images: disk.images.mark(),
+        thin: disk.thin_after.clone(),
         trust: Trust::AsRecorded,
     });
     true

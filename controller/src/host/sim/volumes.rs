@@ -1,5 +1,5 @@
 //! The simulated machine's logical volumes: those of the group `vg0`, and the file system on its volume `images`, which is
-//! mounted at `/lv`.
+//! mounted at `/lv`; those of the group `thin` are all in one pool.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,36 @@ use anyhow::{Context, Result, bail};
 use crate::core::names::Uuid;
 use crate::core::units::Bytes;
 use crate::core::volume::{
-    Behind, FileSystem, Place, Volume, VolumeFacts, VolumeKind, VolumeMount, VolumeSnapshot,
+    Behind, Delta, FileSystem, Place, ThinChanges, ThinDelta, Volume, VolumeFacts, VolumeKind, VolumeMount,
+    VolumeSnapshot,
 };
 use crate::host::{Removal, Volumes};
 
-use super::world::{Image, Mount, Program};
+use super::world::{CHUNK_BYTES, CHUNKS, Image, Mount, Program};
 use super::{Guest, Node, Power, SimHost, World};
 
 const MOUNTED_AT: &str = "/lv";
+const THIN: &str = "thin";
+
+/// Where an image is, with its snapshots of this owner.
+pub(super) fn behind_of(world: &World, path: &Path, owner: &Uuid) -> Behind {
+    let mut behind = behind(path);
+    if let Behind::Volume(VolumeFacts { volume, kind: VolumeKind::Thin { kept, .. }, .. }) = &mut behind {
+        let begin = format!("{}_", volume.device().display());
+        kept.extend(
+            ours(world, owner)
+                .filter(|kept| kept.device().to_str().is_some_and(|path| path.starts_with(&begin))),
+        );
+    }
+    behind
+}
+
+fn ours<'a>(world: &'a World, owner: &'a Uuid) -> impl Iterator<Item = Volume> + 'a {
+    world.nodes.iter().filter_map(move |(path, node)| match node {
+        Node::Snapshot { owner: marked, .. } if marked == owner => path.to_str()?.parse().ok(),
+        _ => None,
+    })
+}
 
 /// Where an image's path tells that it is.
 pub(super) fn behind(path: &Path) -> Behind {
@@ -25,6 +47,20 @@ pub(super) fn behind(path: &Path) -> Behind {
         let kind = VolumeKind::Thick { size: Bytes(1 << 30), free: Bytes(1 << 40) };
         Some(Behind::Volume(VolumeFacts { volume, kind, place }))
     };
+    let thin = |name: &str| {
+        let kind = VolumeKind::Thin {
+            pool: Volume::new(THIN, "pool")?,
+            data_percent: 0,
+            metadata_percent: 0,
+            kept: Vec::new(),
+            delta: Delta::Possible,
+        };
+        Some(Behind::Volume(VolumeFacts { volume: Volume::new(THIN, name)?, kind, place: Place::Whole }))
+    };
+    let in_pool = path.strip_prefix("/dev/thin").ok().and_then(Path::to_str);
+    if let Some(found) = in_pool.and_then(thin) {
+        return found;
+    }
     let found = match (path.strip_prefix("/dev/vg0"), path.strip_prefix(MOUNTED_AT)) {
         (Ok(name), _) => name.to_str().and_then(|name| facts(name, Place::Whole)),
         (_, Ok(below)) => {
@@ -92,12 +128,48 @@ impl Volumes for SimHost {
     }
 
     fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>> {
-        self.ask(|world| {
-            let ours = world.nodes.iter().filter_map(|(path, node)| match node {
-                Node::Snapshot { owner: marked, .. } if marked == owner => path.to_str()?.parse().ok(),
-                _ => None,
-            });
-            Ok(ours.collect())
+        self.ask(|world| Ok(ours(world, owner).collect()))
+    }
+
+    fn thin_delta(&self, delta: &ThinDelta) -> Result<()> {
+        let write = |world: &mut World, changes: &ThinChanges| {
+            let text = serde_json::to_vec(changes)?;
+            world.nodes.insert(delta.to.clone(), Node::File(text));
+            anyhow::Ok(())
+        };
+        self.effect("say that metadata are held", |world| {
+            write(world, &ThinChanges::Holding(delta.pool.clone()))
+        })?;
+        self.effect("reserve_metadata_snap", |world| {
+            if world.metadata_held {
+                bail!("the metadata are held already");
+            }
+            world.metadata_held = true;
+            Ok(())
+        })?;
+        let ranges = self.ask(|world| {
+            let of =
+                |volume: &Volume| anyhow::Ok(world.image(&volume.device()).context("it is gone")?.chunks);
+            let (was, is): ([u64; CHUNKS], [u64; CHUNKS]) = (of(&delta.since)?, of(&delta.snapshot)?);
+            let differs = (0..CHUNKS as u64).zip(was.iter().zip(&is)).filter(|(_, (was, is))| was != is);
+            Ok(differs.map(|(chunk, _)| (chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES)).collect())
+        })?;
+        self.effect("release_metadata_snap", |world| {
+            world.metadata_held = false;
+            Ok(())
+        })?;
+        self.effect("write what thin_delta says", |world| write(world, &ThinChanges::Ranges(ranges)))
+    }
+
+    fn free_thin_metadata(&self, file: &Path) -> Result<Removal> {
+        self.effect("free_thin_metadata", |world| {
+            let Some(Node::File(text)) = world.nodes.get(file) else { return Ok(Removal::AlreadyGone) };
+            let Ok(ThinChanges::Holding(_)) = serde_json::from_slice(text) else {
+                return Ok(Removal::AlreadyGone);
+            };
+            world.metadata_held = false;
+            world.nodes.remove(file);
+            Ok(Removal::Removed)
         })
     }
 

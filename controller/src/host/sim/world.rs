@@ -21,6 +21,8 @@ pub struct World {
     pub guards: BTreeMap<PathBuf, u32>,
     pub guests: BTreeMap<Uuid, Guest>,
     pub indexes: BTreeMap<PathBuf, BTreeMap<Target, Index>>,
+    /// Does the pool of thin volumes hold its metadata for somebody?
+    pub metadata_held: bool,
     /// What must never be and was: a changed chunk not called a candidate, for one.
     pub violations: Vec<String>,
     /// What each guest had on its disks, after each of its writes.
