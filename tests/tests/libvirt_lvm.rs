@@ -2,9 +2,12 @@
 //! Which storages it works for is in `libvirt_methods`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use tests::libvirt::{
-    Disk, LogicalVolume, Provisioning, Storage, content_of, fullness, in_vm, mounts_below, names_in,
+    Disk, Guest, Lab, LogicalVolume, Provisioning, Storage, content_of, fullness, in_vm, lvm, mounts_below,
+    names_in, snapshots_of_ours,
 };
 
 const LVM: [&str; 2] = ["--method=lvm", "--snapsize=64M"];
@@ -93,6 +96,110 @@ fn libvirt_a_snapshot_that_overflows_fails_the_view_and_the_exit_status() {
         assert!(content_of(&dumped, "raw") == guest.content[0]);
         lab.run(&["cleanup", "mail01"]).ok();
         lab.assert_nothing_left(&guest);
+        guest.power_off();
+        drop(guest);
+    });
+}
+
+/// Backs up with a kept snapshot, and gives what is said of changes and how many chunks were sent.
+fn kept(lab: &Lab, guest: &Guest) -> (String, usize) {
+    lab.run(&chunkmount(&["--method=lvm", "--keep-thin"])).ok();
+    let decided = fs::read_to_string(lab.path("b/mail01/mail01.json")).unwrap();
+    let found = lab.status().to_string();
+    let sent = lab.rsync("mail01");
+    lab.assert_restored("mail01", &guest.content);
+    lab.run(&["cleanup", "mail01"]).ok();
+    lab.assert_only_snapshots_left_of("mail01");
+    (format!("{decided}{found}"), sent)
+}
+
+/// Of a line that has its tags, too.
+fn name_of(snapshot: &str) -> &str {
+    snapshot.split(' ').next().unwrap()
+}
+
+/// From the kernel's statistics of the device: see Documentation/block/stat.rst there.
+fn bytes_read_of(snapshot: &str) -> u64 {
+    let device = fs::metadata(Path::new("/dev/vg0").join(name_of(snapshot))).unwrap().rdev();
+    let stat = format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device));
+    let sectors =
+        fs::read_to_string(stat).unwrap().split_whitespace().nth(2).unwrap().parse::<u64>().unwrap();
+    sectors * 512
+}
+
+#[test]
+fn libvirt_a_kept_snapshot_of_a_thin_volume_tells_what_has_changed() {
+    in_vm("libvirt_a_kept_snapshot_of_a_thin_volume_tells_what_has_changed", |lab| {
+        let disks = [Disk { format: "raw", mib: 64 }, RAW];
+        let mut guest = lab.guest_kept("mail01", &disks, Storage::Volumes(Provisioning::Thin));
+        guest.start();
+        guest.write(0, 1, 0, 12 << 20);
+        guest.write(1, 2, 0, 4 << 20);
+        guest.flush();
+        let (_, sent) = kept(lab, &guest);
+        assert_eq!((sent, snapshots_of_ours().len()), (256 + 32, 2));
+
+        // Also a chunk that was never written to before, and one with what it held already.
+        let mut changed = |byte: u8| {
+            guest.write_chunks(0, byte, [3, 40, 60]);
+            guest.write_chunks(1, byte, [31]);
+            guest.write_chunks(1, 2, [5]);
+            guest.flush();
+        };
+        changed(7);
+        let old = snapshots_of_ours();
+        let (told, sent) = kept(lab, &guest);
+        assert_eq!(sent, 4, "{told}");
+        assert!(told.contains("thin-delta"), "{told}");
+        let new = snapshots_of_ours();
+        let read: u64 = new.iter().map(|snapshot| bytes_read_of(snapshot)).sum();
+        println!("{} KiB of 73728 were read of the new snapshots", read >> 10);
+        assert!((4 * (256 << 10)..20 << 20).contains(&read), "{read}");
+        assert!(new.len() == 2 && new.iter().all(|snapshot| !old.contains(snapshot)), "{old:?} {new:?}");
+        let (_, sent) = kept(lab, &guest);
+        assert_eq!(sent, 0, "nothing was written since");
+
+        let mut lines = 4;
+        while lab.kill_at_line("mail01", &chunkmount(&["--method=lvm", "--keep-thin"]), lines).is_none() {
+            lab.run(&["cleanup", "mail01"]).ok();
+            lab.assert_only_snapshots_left_of("mail01");
+            assert_eq!(snapshots_of_ours().len(), 2, "killed at line {lines}");
+            guest.write_chunks(0, lines as u8, [lines as u64]);
+            lines += 6;
+        }
+        println!("killed at every sixth of {lines} lines");
+        assert!(lines > 28);
+        lab.run(&["cleanup", "mail01"]).ok();
+        guest.flush();
+        let (told, _) = kept(lab, &guest);
+        assert!(told.contains("thin-delta"), "{told}");
+
+        // The pool's metadata are held by somebody else: that stays so, and everything is compared.
+        lvm("dmsetup", &["message", "vg0-pool-tpool", "0", "reserve_metadata_snap"]);
+        guest.write_chunks(0, 99, [1, 2]);
+        guest.flush();
+        let (told, sent) = kept(lab, &guest);
+        assert!(told.contains("the metadata of vg0/pool are held by another program"), "{told}");
+        assert_eq!(sent, 2);
+        lvm("dmsetup", &["message", "vg0-pool-tpool", "0", "release_metadata_snap"]);
+
+        let one = snapshots_of_ours().remove(0);
+        lvm("lvremove", &["-q", "-y", &format!("vg0/{}", name_of(&one))]);
+        guest.write_chunks(0, 100, [1, 2]);
+        guest.write_chunks(1, 100, [1]);
+        guest.flush();
+        let (told, sent) = kept(lab, &guest);
+        assert!(told.contains("is gone, or can be written to"), "{told}");
+        assert_eq!(sent, 3);
+
+        // Without the option nothing stays.
+        lab.run(&chunkmount(&["--method=lvm"])).ok();
+        lab.run(&["cleanup", "mail01"]).ok();
+        lab.assert_nothing_left(&guest);
+        kept(lab, &guest);
+        lab.run(&["forget", "mail01"]).ok();
+        assert_eq!(snapshots_of_ours(), [""; 0]);
+        guest.assert_content();
         guest.power_off();
         drop(guest);
     });

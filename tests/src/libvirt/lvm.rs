@@ -82,7 +82,7 @@ impl Drop for Carried {
 }
 
 /// The snapshots that are there, with their tags.
-pub(super) fn snapshots_of_ours() -> Vec<String> {
+pub fn snapshots_of_ours() -> Vec<String> {
     if !Path::new("/dev/mapper/control").exists() {
         return Vec::new();
     }
@@ -103,6 +103,11 @@ pub fn fullness() -> Vec<String> {
 fn run(program: &str, words: &[&str]) {
     let output = Command::new(program).args(words).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs a program of LVM's or of the device mapper's.
+pub fn lvm(program: &str, words: &[&str]) {
+    run(program, words);
 }
 
 /// The mounts below a directory.
