@@ -1,12 +1,16 @@
-//! Reads ahead of whoever reads in order: the next piece is fetched while the reader is busy with the last.
+//! Reads ahead of whoever reads in order: the next pieces are fetched while the reader is busy with the last.
 //! For sources that are read with the caller's own thread; exports have a read-ahead of their own.
 
 use super::{Extent, Source, SourceError};
 use crate::core::geometry::{ByteRange, ImageLen};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// Readers that are told apart.
 const STREAMS: usize = 4;
+/// Pieces that are fetched ahead. With one, whoever asks for it would often have to wait for the rest of it; with two, one
+/// processor fetches while the other hands out.
+const DEPTH: usize = 2;
 
 /// Another source, and what is fetched of it ahead.
 pub struct ReadAhead<S> {
@@ -22,6 +26,8 @@ struct Streams {
     spare: Vec<Vec<u8>>,
     /// Counts reads, to find the stream that has been idle longest.
     clock: u64,
+    /// Readers that wait for a piece to be here.
+    waiting: usize,
 }
 
 /// One who reads in order, as far as we can tell.
@@ -31,17 +37,16 @@ struct Stream {
     next: ByteRange,
     /// It did go on as before.
     confirmed: bool,
-    piece: Piece,
+    /// The bytes of `next`, of the range behind it, and so on.
+    ahead: VecDeque<Piece>,
     last_used: u64,
 }
 
-#[derive(Default)]
 enum Piece {
-    #[default]
-    None,
     Fetching,
-    /// The bytes of `next`.
     Here(Vec<u8>),
+    /// It could not be read; the error is for whoever asks for the bytes.
+    Failed,
 }
 
 impl<S: Source> ReadAhead<S> {
@@ -61,16 +66,18 @@ impl<S: Source> ReadAhead<S> {
                 streams.begin(range);
                 return None;
             };
-            if let Piece::Fetching = streams.all[at].piece {
+            if let Some(Piece::Fetching) = streams.all[at].ahead.front() {
+                streams.waiting += 1;
                 streams = self.fetched.wait(streams).expect("no panic while the lock is held");
+                streams.waiting -= 1;
                 continue;
             }
             streams.clock += 1;
             let clock = streams.clock;
             let stream = &mut streams.all[at];
             (stream.confirmed, stream.last_used, stream.next) = (true, clock, following(range));
-            return match std::mem::take(&mut stream.piece) {
-                Piece::Here(bytes) => Some(bytes),
+            return match stream.ahead.pop_front() {
+                Some(Piece::Here(bytes)) => Some(bytes),
                 _ => None,
             };
         }
@@ -79,7 +86,7 @@ impl<S: Source> ReadAhead<S> {
 
 impl Streams {
     fn keep(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < STREAMS {
+        if self.spare.len() < STREAMS * DEPTH {
             self.spare.push(buffer);
         }
     }
@@ -87,16 +94,57 @@ impl Streams {
     /// A reader that is new, or has gone elsewhere, takes the place of the one that was idle longest.
     fn begin(&mut self, range: ByteRange) {
         self.clock += 1;
-        let idle = self.all.iter_mut().filter(|stream| !matches!(stream.piece, Piece::Fetching));
+        let idle = self.all.iter_mut().filter(|stream| !stream.is_fetched_for());
         if let Some(stream) = idle.min_by_key(|stream| stream.last_used) {
             let next = following(range);
-            *stream = Stream { next, confirmed: false, piece: Piece::None, last_used: self.clock };
+            *stream = Stream { next, confirmed: false, ahead: VecDeque::new(), last_used: self.clock };
         }
+    }
+
+    /// The next range that is to be fetched for whoever has read up to `end`, if there is one; from now on it is being fetched.
+    fn begin_fetching(&mut self, end: u64, len: u64) -> Option<(ByteRange, Vec<u8>)> {
+        // It may have read on since.
+        let reads_there = |stream: &&mut Stream| {
+            let most = stream.next.len().saturating_mul(DEPTH as u64);
+            stream.confirmed && (end..=end.saturating_add(most)).contains(&stream.next.start)
+        };
+        let stream = self.all.iter_mut().find(reads_there)?;
+        let range = stream.range_of(stream.ahead.len());
+        if stream.ahead.len() >= DEPTH || range.is_empty() || range.end > len {
+            return None;
+        }
+        stream.ahead.push_back(Piece::Fetching);
+        Some((range, self.spare.pop().unwrap_or_default()))
+    }
+
+    fn end_fetching(&mut self, range: ByteRange, piece: Piece) {
+        let pieces = self.all.iter_mut().flat_map(|stream| {
+            let (next, ahead) = (stream.next, &mut stream.ahead);
+            (0..).map(move |number| nth(next, number)).zip(ahead)
+        });
+        let fetched = pieces.into_iter().find(|(of, piece)| *of == range && matches!(piece, Piece::Fetching));
+        *fetched.expect("a stream stays while it is fetched for").1 = piece;
     }
 }
 
+impl Stream {
+    fn is_fetched_for(&self) -> bool {
+        self.ahead.iter().any(|piece| matches!(piece, Piece::Fetching))
+    }
+
+    fn range_of(&self, number: usize) -> ByteRange {
+        nth(self.next, number)
+    }
+}
+
+/// The range of the same length so many lengths behind one.
+fn nth(range: ByteRange, number: usize) -> ByteRange {
+    let start = range.start.saturating_add(range.len().saturating_mul(number as u64));
+    ByteRange::new(start, start.saturating_add(range.len()))
+}
+
 fn following(range: ByteRange) -> ByteRange {
-    ByteRange::new(range.end, range.end.saturating_add(range.len()))
+    nth(range, 1)
 }
 
 impl<S: Source> Source for ReadAhead<S> {
@@ -119,27 +167,20 @@ impl<S: Source> Source for ReadAhead<S> {
     }
 
     fn read_ahead(&self, end: u64) {
-        let mut streams = self.streams();
         let len = self.len().bytes();
-        let wanted = |s: &&mut Stream| s.next.start == end && s.confirmed && matches!(s.piece, Piece::None);
-        let Some(stream) = streams.all.iter_mut().find(wanted) else { return };
-        let range = stream.next;
-        if range.end > len {
-            return;
+        // The first time there is more than one piece to be fetched, and then one for each that is read.
+        for _ in 0..DEPTH {
+            let Some((range, mut bytes)) = self.streams().begin_fetching(end, len) else { return };
+            let piece = match self.inner.read_into(range, &mut bytes) {
+                Ok(()) => Piece::Here(bytes),
+                Err(_) => Piece::Failed,
+            };
+            let mut streams = self.streams();
+            streams.end_fetching(range, piece);
+            if streams.waiting > 0 {
+                self.fetched.notify_all();
+            }
         }
-        stream.piece = Piece::Fetching;
-        let mut bytes = streams.spare.pop().unwrap_or_default();
-        drop(streams);
-        let read = self.inner.read_into(range, &mut bytes);
-        let mut streams = self.streams();
-        let stream = streams.all.iter_mut().find(|s| s.next == range && matches!(s.piece, Piece::Fetching));
-        // An error is for whoever asks for the bytes; nobody has yet.
-        stream.expect("a stream stays while it is fetched for").piece = match read {
-            Ok(()) => Piece::Here(bytes),
-            Err(_) => Piece::None,
-        };
-        drop(streams);
-        self.fetched.notify_all();
     }
 
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, SourceError> {
@@ -204,10 +245,10 @@ mod tests {
             faults.reads()
         };
         assert_eq!([read(0), read(8192), read(20480)], [1, 2, 3]);
-        // The second in order fetches the third, and so on.
-        assert_eq!([read(24576), read(28672), read(32768)], [5, 6, 7]);
-        // The last piece of the image has none behind it.
-        assert_eq!([read(57344), read(61440)], [8, 9]);
+        // The second in order fetches the two behind it, and each after that one more.
+        assert_eq!([read(24576), read(28672), read(32768)], [6, 7, 8]);
+        // Of the last pieces of the image there is but one behind, and then none.
+        assert_eq!([read(53248), read(57344), read(61440)], [9, 11, 11]);
     }
 
     #[test]
@@ -219,9 +260,29 @@ mod tests {
             source.read_into(ByteRange::new(start, start + 4096), &mut buffer).unwrap();
             source.read_ahead(start + 4096);
         }
-        assert_eq!(faults.reads(), 3);
+        assert_eq!(faults.reads(), 4);
         faults.vanish();
         assert!(source.read_into(ByteRange::new(8192, 12288), &mut buffer).is_err());
+    }
+
+    #[test]
+    fn who_reads_on_while_pieces_are_fetched_gets_each_once() {
+        let (inner, faults) = FaultySource::new(MemorySource::new(image()));
+        let source = ReadAhead::new(inner);
+        let mut buffer = Vec::new();
+        // What is behind the last two reads is fetched late, when the reader is past it.
+        for start in [0, 4096, 8192, 12288] {
+            source.read_into(ByteRange::new(start, start + 4096), &mut buffer).unwrap();
+        }
+        assert_eq!(faults.reads(), 4);
+        source.read_ahead(8192);
+        assert_eq!(faults.reads(), 6);
+        source.read_ahead(4096);
+        for start in [16384, 20480] {
+            source.read_into(ByteRange::new(start, start + 4096), &mut buffer).unwrap();
+            assert!(buffer == image()[start as usize..start as usize + 4096]);
+        }
+        assert_eq!(faults.reads(), 6);
     }
 
     #[test]
