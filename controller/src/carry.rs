@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! source ── blocks of 1 MiB, several threads ──┬── hash each ── join the hashes (tree)
-//!           holes are not read (blocks)        └── raw: write where it belongs, holes stay holes
+//!           holes are not read (blocks)        └── raw: write in order, holes stay holes
 //!                                                  gzip, zstd: compress each (encode) ── append in order
 //!                                                  a program: into its input in order, its output is the file
 //! ```
@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io::Write;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 use chunkfs::core::digest::is_zero;
 use chunkfs::source::Source;
@@ -145,7 +146,7 @@ fn fill(
     }
 }
 
-/// Every thread writes its blocks where they belong, so the file is written out of order.
+/// One thread writes: a file system lets only one at a time into a file, and lays out best what comes in order.
 fn raw(
     source: &dyn Source,
     partial: &Partial<'_>,
@@ -155,14 +156,25 @@ fn raw(
     let len = source.len().bytes();
     let file = partial.file();
     file.set_len(len).map_err(|error| partial.error("lengthening", 0, error))?;
-    let write = |(): &mut (), block: &mut Block| match block {
-        Block::Zeros(_) => Ok(()),
-        Block::Data(offset, bytes) => {
-            write_sparse(file, *offset, bytes).map_err(|(at, error)| partial.error("writing", at, error))
-        }
+    // New memory for each block would cost as much as reading it.
+    let spare = Mutex::new(Vec::new());
+    let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+    let take = |(): &mut (), block: &mut Block| {
+        Ok(match block {
+            Block::Zeros(_) => None,
+            Block::Data(offset, bytes) => {
+                Some((*offset, std::mem::replace(bytes, spare().pop().unwrap_or_default())))
+            }
+        })
+    };
+    let write = |block: Option<(u64, Vec<u8>)>| {
+        let Some((offset, bytes)) = block else { return Ok(()) };
+        let written = write_sparse(file, offset, &bytes);
+        spare().push(bytes);
+        written.map_err(|(at, error)| partial.error("writing", at, error))
     };
     let reading = Reading { source, block_len: BLOCK, options, watch };
-    let digest = blocks::for_each(&reading, || Ok(()), write, |()| Ok(()))?;
+    let digest = blocks::for_each(&reading, || Ok(()), take, write)?;
     Ok(Carried { bytes: Bytes(len), digest })
 }
 

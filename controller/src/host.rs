@@ -131,8 +131,9 @@ pub trait Volumes {
     fn snapshot_volume(&self, snapshot: &VolumeSnapshot) -> Result<()>;
     /// Only one with the tag of its owner; any other is `AlreadyGone`. `Spoilt` when it could not be read any more.
     fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal>;
-    /// All that have the tag of this owner.
-    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>>;
+    /// Removes all that have the tag of this owner, but for those to be kept: they have no device from now on, also after a restart
+    /// of the machine, so nobody writes to them, scans them or takes them for their origins. `Spoilt` as above.
+    fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal>;
     /// Writes the file anew, as `volume::ThinChanges`: that nothing can be found out is no error.
     fn thin_delta(&self, delta: &ThinDelta) -> Result<()>;
     /// Lets go of the metadata of the pool that this file says are held, and removes the file.

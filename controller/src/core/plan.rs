@@ -148,7 +148,8 @@ fn view(case: &Case<'_>, choice: choose::Choice<'_>, point: PointInTime) -> Plan
         let name = name.unwrap_or_else(|| CheckpointName::new(&domain.uuid, generation, case.job));
         steps.push(Step::ClaimCheckpoint { domain: domain.clone(), name, index_dir: names.index_dir() });
     }
-    if case.facts.index.values().any(|disk| disk.thin.is_some()) {
+    let keeps = point.disks.iter().any(|disk| disk.thin_after.is_some());
+    if keeps || case.facts.index.values().any(|disk| disk.thin.is_some()) {
         let (owner, index_dir) = (domain.uuid.clone(), names.index_dir());
         steps.push(Step::ClaimKeptVolumes { owner, index_dir });
     }

@@ -67,7 +67,7 @@ pub enum Step {
     ClaimVolume {
         snapshot: VolumeSnapshot,
     },
-    /// An index names snapshots that earlier backups kept; it may not do so after this one.
+    /// The index names the snapshots that are kept, and after this backup others or none: what it does not name then has to go.
     ClaimKeptVolumes {
         owner: Uuid,
         index_dir: PathBuf,
@@ -349,12 +349,10 @@ impl Step {
             Step::ClaimOverlay { domain, overlay } => {
                 Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() }
             }
-            Step::ClaimVolume { snapshot: VolumeSnapshot { snapshot, owner, stays, .. } } => match stays {
-                Stays::UntilCleanup => Undo::RemoveVolume { volume: snapshot.clone(), owner: owner.clone() },
-                Stays::WhileNamed { index_dir } => {
-                    Undo::SettleVolumes { owner: owner.clone(), index_dir: index_dir.clone() }
-                }
-            },
+            Step::ClaimVolume { snapshot: VolumeSnapshot { stays: Stays::WhileNamed, .. } } => return None,
+            Step::ClaimVolume { snapshot: VolumeSnapshot { snapshot, owner, .. } } => {
+                Undo::RemoveVolume { volume: snapshot.clone(), owner: owner.clone() }
+            }
             Step::ClaimKeptVolumes { owner, index_dir } => {
                 Undo::SettleVolumes { owner: owner.clone(), index_dir: index_dir.clone() }
             }
@@ -371,7 +369,7 @@ impl Step {
             Step::MakePrivateDir { path } => Undo::RemoveDir { path: path.clone() },
             Step::ServeImage(service) => Undo::StopImage { socket: service.socket.clone() },
             Step::StartView(service) => Undo::StopView(service.clone()),
-            // What they make is claimed by an earlier step.
+            // What they make is claimed by an earlier step; so is, above, a snapshot that stays.
             Step::SnapshotVolume(_)
             | Step::CloneFile { .. }
             | Step::TakeOverlays(_)
@@ -461,10 +459,10 @@ impl fmt::Display for Step {
                 write!(f, "snapshot {origin} as {snapshot}, in its thin pool")?;
                 match stays {
                     Stays::UntilCleanup => Ok(()),
-                    Stays::WhileNamed { .. } => write!(f, ", to be kept for the next backup"),
+                    Stays::WhileNamed => write!(f, ", to be kept for the next backup"),
                 }
             }
-            Step::ClaimKeptVolumes { .. } => write!(f, "claim the snapshots that were kept until now"),
+            Step::ClaimKeptVolumes { .. } => write!(f, "claim the snapshots that no index will name"),
             Step::ReadThinDelta(delta) => {
                 write!(f, "ask {} in what {} differs from {}", delta.pool, delta.snapshot, delta.since)
             }

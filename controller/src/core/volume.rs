@@ -42,9 +42,7 @@ pub struct VolumeSnapshot {
 pub enum Stays {
     UntilCleanup,
     /// For as long as the index names it, so that the next one can be compared with it. Nobody can write to it.
-    WhileNamed {
-        index_dir: PathBuf,
-    },
+    WhileNamed,
 }
 
 /// In what a snapshot of a thin volume differs from an older one is written to a file, as [`ThinChanges`].

@@ -72,7 +72,7 @@ impl Volumes for Machine {
             Some(room) => ["--size".to_owned(), format!("{}b", room.0)],
             None => ["--setactivationskip".to_owned(), "n".to_owned()],
         });
-        if let Stays::WhileNamed { .. } = snapshot.stays {
+        if let Stays::WhileNamed = snapshot.stays {
             words.extend(["--permission".to_owned(), "r".to_owned()]);
         }
         words.push(snapshot.origin.to_string());
@@ -90,25 +90,31 @@ impl Volumes for Machine {
             )
         });
         let words = ["--yes".to_owned(), "--quiet".to_owned(), volume.to_string()];
-        let deadline = Instant::now() + FREE_WITHIN;
-        while let Err(error) = lvm("lvremove", &words) {
-            if find(volume)?.is_none() {
-                break;
-            }
-            if Instant::now() >= deadline {
-                return Err(error);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        until_it_is_free(|| match lvm("lvremove", &words) {
+            Err(_) if find(volume)?.is_none() => Ok(()),
+            done => done,
+        })?;
         Ok(spoilt.map_or(Removal::Removed, Removal::Spoilt))
     }
 
-    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>> {
+    fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal> {
         if !lvm_is_here() {
-            return Ok(Vec::new());
+            return Ok(Removal::AlreadyGone);
         }
-        let ours = lvs(&[])?.into_iter().filter(|row| row.has_tag(owner));
-        Ok(ours.filter_map(|row| Volume::new(&row.vg_name, &row.lv_name)).collect())
+        let mut settled = Removal::AlreadyGone;
+        for row in tagged(owner)? {
+            let Some(volume) = Volume::new(&row.vg_name, &row.lv_name) else { continue };
+            if keep.contains(&volume) {
+                row.put_to_rest(&volume)?;
+                continue;
+            }
+            settled = match (settled, self.remove_volume(&volume, owner)?) {
+                (settled, Removal::AlreadyGone) => settled,
+                (Removal::Spoilt(why), Removal::Removed) => Removal::Spoilt(why),
+                (_, removal) => removal,
+            };
+        }
+        Ok(settled)
     }
 
     fn thin_delta(&self, delta: &ThinDelta) -> Result<()> {
@@ -254,6 +260,24 @@ fn lvs(words: &[&OsStr]) -> Result<Vec<Row>> {
     Ok(report.report.into_iter().flat_map(|group| group.lv).collect())
 }
 
+/// All that have the tag of this owner.
+fn tagged(owner: &Uuid) -> Result<Vec<Row>> {
+    let select = format!("lv_tags=\"{}\"", tag_of(owner));
+    let rows = lvs(&["--select".as_ref(), select.as_ref()])?;
+    Ok(rows.into_iter().filter(|row| row.has_tag(owner)).collect())
+}
+
+/// Tries again for a while.
+fn until_it_is_free(act: impl Fn() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + FREE_WITHIN;
+    loop {
+        match act() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+            done => return done,
+        }
+    }
+}
+
 fn lvm(program: &str, words: &[String]) -> Result<()> {
     let arguments: Vec<_> = words.iter().map(OsString::from).collect();
     exec::run(Path::new(program), &arguments, LVM_WITHIN).context(program.to_owned())
@@ -263,6 +287,19 @@ impl Row {
     fn has_tag(&self, owner: &Uuid) -> bool {
         let tag = tag_of(owner);
         self.lv_tags.split(',').any(|word| word == tag)
+    }
+
+    fn put_to_rest(&self, volume: &Volume) -> Result<()> {
+        if !self.is_active() {
+            return Ok(());
+        }
+        let words = ["--quiet", "--activate", "n", "--setactivationskip", "y"].map(str::to_owned);
+        let words: Vec<_> = words.into_iter().chain([volume.to_string()]).collect();
+        until_it_is_free(|| lvm("lvchange", &words))
+    }
+
+    fn is_active(&self) -> bool {
+        self.lv_attr.as_bytes().get(4) == Some(&b'a')
     }
 
     /// A snapshot that overflowed; the fifth letter of the attributes is its state.
@@ -299,9 +336,7 @@ impl Row {
             // Rounded down; a cast keeps within 0 and 255.
             anyhow::Ok(exact as u8)
         };
-        let select = format!("lv_tags=\"{}\"", tag_of(owner));
-        let ours = lvs(&["--select".as_ref(), select.as_ref()])?.into_iter();
-        let kept = ours.filter(|row| row.has_tag(owner) && row.is_kept_of(volume));
+        let kept = tagged(owner)?.into_iter().filter(|row| row.is_kept_of(volume));
         Ok(VolumeKind::Thin {
             data_percent: percent(&row.data_percent)?,
             metadata_percent: percent(&row.metadata_percent)?,
@@ -334,7 +369,8 @@ mod tests {
         assert!(!row("swi-a-s---", "linear").is_invalid());
         assert!(row("swi-I-s---", "linear").is_invalid());
         let volume = |name| Volume::new("vg0", name).unwrap();
-        assert!(row("Vri-a-tz--", "thin").is_kept_of(&volume("root")));
+        assert!(row("Vri-a-tz--", "thin").is_active() && !row("Vri---tz-k", "thin").is_active());
+        assert!(row("Vri---tz-k", "thin").is_kept_of(&volume("root")));
         assert!(!row("Vwi-a-tz--", "thin").is_kept_of(&volume("root")), "somebody may have written to it");
         assert!(!row("Vri-a-tz--", "thin").is_kept_of(&volume("mail01")));
     }

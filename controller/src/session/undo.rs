@@ -69,21 +69,8 @@ fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &Path) -> R
 
 /// Keeps every snapshot that any index names.
 fn settle_volumes(host: &dyn Host, owner: &Uuid, index_dir: &Path) -> Result<Removal> {
-    let ours = host.snapshots_for(owner)?;
-    if ours.is_empty() {
-        return Ok(Removal::AlreadyGone);
-    }
     let named: Vec<_> = host.indexes(index_dir)?.into_values().filter_map(|disk| disk.thin).collect();
-    let mut settled = Removal::AlreadyGone;
-    for volume in ours.iter().filter(|volume| !named.contains(volume)) {
-        let removal = host.remove_volume(volume, owner).with_context(|| format!("remove {volume}"))?;
-        settled = match (settled, removal) {
-            (settled, Removal::AlreadyGone) => settled,
-            (Removal::Spoilt(why), Removal::Removed) => Removal::Spoilt(why),
-            (_, removal) => removal,
-        };
-    }
-    Ok(settled)
+    host.settle_volumes(owner, &named)
 }
 
 /// What may be here of ours when no journal says so, newest first. A mount point is only taken for ours while our

@@ -400,6 +400,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             none_left(lvm.clone()),
         ),
         make(
+            "pull: after lvm, which kept snapshots",
+            machine_in("/dev/thin", Power::On, RAWS),
+            kept_before,
+            none_left(options()),
+        ),
+        make(
             "lvm: thin volumes, over a crashed job",
             machine_in("/dev/thin", Power::On, RAWS),
             &|w| mounted_with(w, crash(30), &kept),

@@ -166,7 +166,7 @@ fn volumes<'a>(case: &Case<'_>, wanted: &[Wanted<'a>]) -> BTreeMap<Volume, Taken
         let snapshot = facts.snapshot(case.facts.epoch, &case.domain.id.uuid, case.options.snapsize);
         let mut snapshot = snapshot.expect("obstacle() looked at the name");
         if let Kept::Yes { .. } = is_kept(case, disk) {
-            snapshot.stays = Stays::WhileNamed { index_dir: case.names.index_dir() };
+            snapshot.stays = Stays::WhileNamed;
         }
         let mount = match &facts.place {
             Place::Whole => None,

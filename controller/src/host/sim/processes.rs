@@ -141,10 +141,9 @@ impl Processes for SimHost {
         }
         self.effect("other disks name no checkpoint", |world| {
             for (target, index) in world.indexes.get_mut(&spec.index_dir).into_iter().flatten() {
-                if closed && !spec.disks.iter().any(|disk| disk.target == *target) {
-                    if let Some(closed) = &mut index.closed {
-                        (closed.checkpoint, closed.thin) = (None, None);
-                    }
+                let shown = spec.disks.iter().any(|disk| disk.target == *target);
+                if let Some(closed) = index.closed.as_mut().filter(|_| closed && !shown) {
+                    (closed.checkpoint, closed.thin) = (None, None);
                 }
             }
             Ok(removal(closed))

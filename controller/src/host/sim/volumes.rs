@@ -127,8 +127,17 @@ impl Volumes for SimHost {
         })
     }
 
-    fn snapshots_for(&self, owner: &Uuid) -> Result<Vec<Volume>> {
-        self.ask(|world| Ok(ours(world, owner).collect()))
+    fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal> {
+        let unnamed = self.ask(|world| {
+            Ok(ours(world, owner).filter(|volume| !keep.contains(volume)).collect::<Vec<_>>())
+        })?;
+        let mut settled = Removal::AlreadyGone;
+        for volume in unnamed {
+            if self.remove_volume(&volume, owner)? == Removal::Removed {
+                settled = Removal::Removed;
+            }
+        }
+        Ok(settled)
     }
 
     fn thin_delta(&self, delta: &ThinDelta) -> Result<()> {
