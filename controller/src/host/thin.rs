@@ -65,7 +65,10 @@ fn ask(machine: &Machine, delta: &ThinDelta) -> Result<Result<Vec<(u64, u64)>>> 
         Err(why) => return Ok(Err(why)),
     };
     write(machine, &delta.to, &ThinChanges::Holding(delta.pool.clone()))?;
-    pool.tell("reserve_metadata_snap")?;
+    if let Err(why) = pool.tell("reserve_metadata_snap") {
+        // The pool has run full, or somebody was faster: what is held then is not ours.
+        return Ok(Err(why));
+    }
     let report = pool.compare(&ids);
     pool.tell("release_metadata_snap")?;
     Ok(report.and_then(|text| differences(&text)))
