@@ -230,6 +230,17 @@ pub enum Removal {
     Spoilt(String),
 }
 
+impl Removal {
+    /// What became of several things: what somebody has to be told goes before the rest.
+    pub fn and(self, other: Removal) -> Removal {
+        match (self, other) {
+            (removal, Removal::AlreadyGone) => removal,
+            (told @ (Removal::Later(_) | Removal::Spoilt(_)), Removal::Removed) => told,
+            (_, removal) => removal,
+        }
+    }
+}
+
 /// Given back when it is dropped, or by the kernel when this process dies.
 pub struct Guard(#[expect(dead_code, reason = "held for the sake of its drop")] Box<dyn std::any::Any>);
 

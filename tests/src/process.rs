@@ -54,6 +54,12 @@ impl Outcome {
     }
 }
 
+/// Runs a program that has to succeed.
+#[track_caller]
+pub fn run_well(program: &str, words: &[&str]) {
+    run(Command::new(program).args(words), Duration::from_secs(600)).ok();
+}
+
 /// Runs a command to its end, and until nobody has its output open any more.
 #[track_caller]
 pub fn run(command: &mut Command, limit: Duration) -> Outcome {

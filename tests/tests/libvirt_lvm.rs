@@ -6,9 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tests::libvirt::{
-    Disk, Guest, Lab, LogicalVolume, Provisioning, Storage, content_of, fullness, in_vm, lvm, mounts_below,
+    Disk, Guest, Lab, LogicalVolume, Provisioning, Storage, content_of, fullness, in_vm, mounts_below,
     names_in, snapshots_of_ours,
 };
+use tests::process::run_well;
 
 const LVM: [&str; 2] = ["--method=lvm", "--snapsize=64M"];
 const RAW: Disk = Disk { format: "raw", mib: 8 };
@@ -181,16 +182,16 @@ fn libvirt_a_kept_snapshot_of_a_thin_volume_tells_what_has_changed() {
         assert!(told.contains("thin-delta"), "{told}");
 
         // The pool's metadata are held by somebody else: that stays so, and everything is compared.
-        lvm("dmsetup", &["message", "vg0-pool-tpool", "0", "reserve_metadata_snap"]);
+        run_well("dmsetup", &["message", "vg0-pool-tpool", "0", "reserve_metadata_snap"]);
         guest.write_chunks(0, 99, [1, 2]);
         guest.flush();
         let Kept { told, sent, .. } = kept(lab, &guest);
         assert!(told.contains("the metadata of vg0/pool are held by another program"), "{told}");
         assert_eq!(sent, 2);
-        lvm("dmsetup", &["message", "vg0-pool-tpool", "0", "release_metadata_snap"]);
+        run_well("dmsetup", &["message", "vg0-pool-tpool", "0", "release_metadata_snap"]);
 
         let one = snapshots_of_ours().remove(0);
-        lvm("lvremove", &["-q", "-y", &format!("vg0/{}", name_of(&one))]);
+        run_well("lvremove", &["-q", "-y", &format!("vg0/{}", name_of(&one))]);
         guest.write_chunks(0, 100, [1, 2]);
         guest.flush();
         let Kept { told, sent, .. } = kept(lab, &guest);

@@ -109,7 +109,7 @@ impl Streams {
             stream.confirmed && (end..=end.saturating_add(most)).contains(&stream.next.start)
         };
         let stream = self.all.iter_mut().find(reads_there)?;
-        let range = stream.range_of(stream.ahead.len());
+        let range = nth(stream.next, stream.ahead.len());
         if stream.ahead.len() >= DEPTH || range.is_empty() || range.end > len {
             return None;
         }
@@ -118,11 +118,11 @@ impl Streams {
     }
 
     fn end_fetching(&mut self, range: ByteRange, piece: Piece) {
-        let pieces = self.all.iter_mut().flat_map(|stream| {
+        let mut pieces = self.all.iter_mut().flat_map(|stream| {
             let (next, ahead) = (stream.next, &mut stream.ahead);
             (0..).map(move |number| nth(next, number)).zip(ahead)
         });
-        let fetched = pieces.into_iter().find(|(of, piece)| *of == range && matches!(piece, Piece::Fetching));
+        let fetched = pieces.find(|(of, piece)| *of == range && matches!(piece, Piece::Fetching));
         *fetched.expect("a stream stays while it is fetched for").1 = piece;
     }
 }
@@ -130,10 +130,6 @@ impl Streams {
 impl Stream {
     fn is_fetched_for(&self) -> bool {
         self.ahead.iter().any(|piece| matches!(piece, Piece::Fetching))
-    }
-
-    fn range_of(&self, number: usize) -> ByteRange {
-        nth(self.next, number)
     }
 }
 

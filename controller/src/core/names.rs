@@ -474,12 +474,12 @@ fn beside(image: &Path, mark: &str, job: &JobId) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// The index of a VM, in its directory. One for all disks.
 /// Is this the name of a file in a VM's home, one of those that `Names::thin_changes` gives?
 pub fn is_thin_changes(name: &str) -> bool {
     name.strip_suffix(THIN_CHANGES).is_some_and(|target| Target::new(target).is_ok())
 }
 
+/// The index of a VM, in its directory. One for all disks.
 pub fn index_file(index_dir: &Path) -> PathBuf {
     index_dir.join("chunks")
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
+use chunkfs::serve::Told;
 use serde::{Deserialize, Serialize};
 
 use super::names::Uuid;
@@ -54,16 +55,14 @@ pub struct ThinDelta {
     pub to: PathBuf,
 }
 
-/// In JSON; `chunkfs` reads the last two, as its `serve::Told`.
+/// In JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(untagged)]
 pub enum ThinChanges {
-    /// The pool's metadata may be held for us.
-    Holding(Volume),
-    /// From start to end, in bytes.
-    Ranges(Vec<(u64, u64)>),
-    /// Why.
-    Unknown(String),
+    /// The metadata of this pool may be held for us.
+    Holding { holding: Volume },
+    /// For `chunkfs` to read.
+    Told(Told),
 }
 
 /// The file system of a volume, or of its snapshot, and where it is mounted, read-only.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use chunkfs::serve::Told;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -40,10 +41,10 @@ pub(super) fn possible() -> Delta {
 
 pub(super) fn delta(machine: &Machine, delta: &ThinDelta) -> Result<()> {
     let changes = match ask(machine, delta)? {
-        Ok(ranges) => ThinChanges::Ranges(ranges),
-        Err(why) => ThinChanges::Unknown(format!("{THIN_DELTA}: {why:#}")),
+        Ok(ranges) => Told::Ranges(ranges),
+        Err(why) => Told::Unknown(format!("{THIN_DELTA}: {why:#}")),
     };
-    write(machine, &delta.to, &changes)
+    write(machine, &delta.to, &ThinChanges::Told(changes))
 }
 
 /// The outer error: the metadata may still be held.
@@ -64,7 +65,7 @@ fn ask(machine: &Machine, delta: &ThinDelta) -> Result<Result<Vec<(u64, u64)>>> 
         Ok(ready) => ready,
         Err(why) => return Ok(Err(why)),
     };
-    write(machine, &delta.to, &ThinChanges::Holding(delta.pool.clone()))?;
+    write(machine, &delta.to, &ThinChanges::Holding { holding: delta.pool.clone() })?;
     if let Err(why) = pool.tell("reserve_metadata_snap") {
         // The pool has run full, or somebody was faster: what is held then is not ours.
         return Ok(Err(why));
@@ -81,7 +82,7 @@ pub(super) fn free_metadata(machine: &Machine, file: &Path) -> Result<Removal> {
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
     // What is not whole was never in its place.
-    let Ok(ThinChanges::Holding(pool)) = serde_json::from_slice(&text) else {
+    let Ok(ThinChanges::Holding { holding: pool }) = serde_json::from_slice(&text) else {
         return Ok(Removal::AlreadyGone);
     };
     if lvm_is_here()

@@ -80,21 +80,10 @@ impl Volumes for Machine {
     }
 
     fn remove_volume(&self, volume: &Volume, owner: &Uuid) -> Result<Removal> {
-        let Some(row) = find(volume)?.filter(|row| row.has_tag(owner)) else {
-            return Ok(Removal::AlreadyGone);
-        };
-        let spoilt = row.is_invalid().then(|| {
-            format!(
-                "the snapshot {volume} overflowed: what was read of it after that failed, and this backup is not whole: \
-                 see --snapsize"
-            )
-        });
-        let words = ["--yes".to_owned(), "--quiet".to_owned(), volume.to_string()];
-        until_it_is_free(|| match lvm("lvremove", &words) {
-            Err(_) if find(volume)?.is_none() => Ok(()),
-            done => done,
-        })?;
-        Ok(spoilt.map_or(Removal::Removed, Removal::Spoilt))
+        match find(volume)?.filter(|row| row.has_tag(owner)) {
+            Some(row) => row.remove(volume),
+            None => Ok(Removal::AlreadyGone),
+        }
     }
 
     fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal> {
@@ -104,15 +93,10 @@ impl Volumes for Machine {
         let mut settled = Removal::AlreadyGone;
         for row in tagged(owner)? {
             let Some(volume) = Volume::new(&row.vg_name, &row.lv_name) else { continue };
-            if keep.contains(&volume) {
-                row.put_to_rest(&volume)?;
-                continue;
+            match keep.contains(&volume) {
+                true => row.put_to_rest(&volume)?,
+                false => settled = settled.and(row.remove(&volume)?),
             }
-            settled = match (settled, self.remove_volume(&volume, owner)?) {
-                (settled, Removal::AlreadyGone) => settled,
-                (Removal::Spoilt(why), Removal::Removed) => Removal::Spoilt(why),
-                (_, removal) => removal,
-            };
         }
         Ok(settled)
     }
@@ -287,6 +271,21 @@ impl Row {
     fn has_tag(&self, owner: &Uuid) -> bool {
         let tag = tag_of(owner);
         self.lv_tags.split(',').any(|word| word == tag)
+    }
+
+    fn remove(&self, volume: &Volume) -> Result<Removal> {
+        let words = ["--yes".to_owned(), "--quiet".to_owned(), volume.to_string()];
+        until_it_is_free(|| match lvm("lvremove", &words) {
+            Err(_) if find(volume)?.is_none() => Ok(()),
+            done => done,
+        })?;
+        Ok(match self.is_invalid() {
+            true => Removal::Spoilt(format!(
+                "the snapshot {volume} overflowed: what was read of it after that failed, and this backup is not whole: \
+                 see --snapsize"
+            )),
+            false => Removal::Removed,
+        })
     }
 
     fn put_to_rest(&self, volume: &Volume) -> Result<()> {

@@ -58,11 +58,7 @@ fn settle_checkpoints(host: &dyn Host, domain: &DomainId, index_dir: &Path) -> R
     for (checkpoint, _) in ours.filter(|(name, _)| !named.contains(name)) {
         let removal =
             host.delete_checkpoint(domain, &checkpoint).with_context(|| format!("delete {checkpoint}"))?;
-        settled = match (settled, removal) {
-            (settled, Removal::AlreadyGone) => settled,
-            (Removal::Later(why), Removal::Removed) => Removal::Later(why),
-            (_, removal) => removal,
-        };
+        settled = settled.and(removal);
     }
     Ok(settled)
 }

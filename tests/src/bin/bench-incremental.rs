@@ -9,11 +9,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use tests::CHUNK;
 use tests::libvirt::{Disk, Guest, Lab, virsh_ok};
+use tests::process::run_well;
 
 fn main() {
     let words: Vec<u64> = std::env::args().skip(1).map(|word| word.parse().unwrap()).collect();
@@ -46,7 +47,7 @@ fn main() {
         lab.quiet(&["chunkmount", "guest"]).ok();
         // Sparse, or the holes of the disk would be as many zeros in the backup.
         let view = format!("{}/", text(&lab.path("b/guest")));
-        run("rsync", &["-a", "--sparse", "--delete", &view, &text(&backups.dir.join("guest"))]);
+        run_well("rsync", &["-a", "--sparse", "--delete", &view, &text(&backups.dir.join("guest"))]);
         lab.quiet(&["cleanup", "guest"]).ok();
     };
     by_chunks();
@@ -59,7 +60,7 @@ fn main() {
     // The guest must not write meanwhile: without a snapshot nothing else gives a copy that is worth something.
     let by_image = || {
         virsh_ok(&["suspend", "guest"]);
-        run("rsync", &["-a", "--inplace", "--no-whole-file", &from, &to]);
+        run_well("rsync", &["-a", "--inplace", "--no-whole-file", &from, &to]);
         virsh_ok(&["resume", "guest"]);
     };
     by_image();
@@ -68,7 +69,8 @@ fn main() {
     empty(&backups.dir);
 
     let output = text(&backups.dir.join("virtnbdbackup"));
-    let by_virtnbdbackup = |level: &str| run("virtnbdbackup", &["-d", "guest", "-l", level, "-o", &output]);
+    let by_virtnbdbackup =
+        |level: &str| run_well("virtnbdbackup", &["-d", "guest", "-l", level, "-o", &output]);
     by_virtnbdbackup("full");
     change(&mut guest);
     measure("virtnbdbackup -l inc", &image, &backups, || by_virtnbdbackup("inc"));
@@ -78,7 +80,7 @@ fn main() {
 /// Data that nothing compresses or finds twice, at the begin of the disk.
 fn fill(guest: &Guest, scratch: &Store, disk_gib: u64, data_gib: u64) {
     let raw = text(&scratch.dir.join("raw"));
-    run(
+    run_well(
         "dd",
         &[
             "if=/dev/urandom",
@@ -88,18 +90,18 @@ fn fill(guest: &Guest, scratch: &Store, disk_gib: u64, data_gib: u64) {
             "status=none",
         ],
     );
-    run("truncate", &["-s", &format!("{disk_gib}G"), &raw]);
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw, &text(&guest.images[0])]);
+    run_well("truncate", &["-s", &format!("{disk_gib}G"), &raw]);
+    run_well("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw, &text(&guest.images[0])]);
     fs::remove_file(raw).unwrap();
 }
 
 fn measure(name: &str, image: &Store, backups: &Store, back_up: impl FnOnce()) {
-    run("sync", &[]);
+    run_well("sync", &[]);
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
     let (read_before, backups_before) = (image.mib(), backups.mib());
     let begun = Instant::now();
     back_up();
-    run("sync", &["-f", &text(&backups.dir)]);
+    run_well("sync", &["-f", &text(&backups.dir)]);
     let seconds = begun.elapsed().as_secs_f64();
     let (read, (reread, written)) = (image.mib(), backups.mib());
     println!(
@@ -121,12 +123,12 @@ impl Store {
     /// At a directory of the lab, sparse.
     fn make(lab: &Lab, name: &str, gib: u64) -> Store {
         let (dir, file) = (lab.path(name), lab.path(&format!("{name}.fs")));
-        run("truncate", &["-s", &format!("{gib}G"), &text(&file)]);
-        run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=1,nodiscard", &text(&file)]);
+        run_well("truncate", &["-s", &format!("{gib}G"), &text(&file)]);
+        run_well("mkfs.ext4", &["-q", "-E", "lazy_itable_init=1,nodiscard", &text(&file)]);
         let output =
             Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&file).output().unwrap();
         let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        run("mount", &["-o", "noatime", &device, &text(&dir)]);
+        run_well("mount", &["-o", "noatime", &device, &text(&dir)]);
         Store { dir, device, file }
     }
 
@@ -164,9 +166,4 @@ fn empty(dir: &Path) {
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
-}
-
-fn run(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{Lab, run_again, with_libvirt, workspace};
+use crate::process::run_well;
 
 /// Set inside.
 const IN_VM: &str = "TEST_IS_IN_A_VM";
@@ -23,9 +24,9 @@ pub fn in_vm(test: &str, body: impl FnOnce(&Lab)) {
 }
 
 fn make_group() {
-    run("pvcreate", &["-q", "/dev/vda"]);
-    run("vgcreate", &["-q", "vg0", "/dev/vda"]);
-    run("lvcreate", &["-q", "-L", "512M", "-T", "vg0/pool"]);
+    run_well("pvcreate", &["-q", "/dev/vda"]);
+    run_well("vgcreate", &["-q", "vg0", "/dev/vda"]);
+    run_well("lvcreate", &["-q", "-L", "512M", "-T", "vg0/pool"]);
 }
 
 /// Does LVM allocate at once, or as it is written to?
@@ -48,15 +49,15 @@ impl LogicalVolume {
             Provisioning::Thick => ["-L", &size, "vg0"].to_vec(),
             Provisioning::Thin => ["-V", &size, "-T", "vg0/pool"].to_vec(),
         };
-        run("lvcreate", &[&["-q", "-y", "-n", name], &how[..]].concat());
+        run_well("lvcreate", &[&["-q", "-y", "-n", name], &how[..]].concat());
         LogicalVolume { device: Path::new("/dev/vg0").join(name) }
     }
 
     /// The images of the lab are on its file system from now on.
     pub fn carry_images(&self, lab: &Lab, kind: &str) -> Carried {
         let (device, point) = (self.device.to_str().unwrap(), lab.path("images"));
-        run(&format!("mkfs.{kind}"), &["-q", device]);
-        run("mount", &["-t", kind, device, point.to_str().unwrap()]);
+        run_well(&format!("mkfs.{kind}"), &["-q", device]);
+        run_well("mount", &["-t", kind, device, point.to_str().unwrap()]);
         Carried { point }
     }
 }
@@ -77,7 +78,7 @@ pub struct Carried {
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        run("umount", &[self.point.to_str().unwrap()]);
+        run_well("umount", &[self.point.to_str().unwrap()]);
     }
 }
 
@@ -98,16 +99,6 @@ pub fn fullness() -> Vec<String> {
     let output = Command::new("lvs").args(words).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().map(|line| line.trim().to_owned()).collect()
-}
-
-fn run(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Runs a program of LVM's or of the device mapper's.
-pub fn lvm(program: &str, words: &[&str]) {
-    run(program, words);
 }
 
 /// The mounts below a directory.

@@ -3,19 +3,14 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use super::Lab;
+use crate::process::run_well;
 
 /// The images of the lab are on this file system for as long as it lives.
 #[derive(Debug)]
 pub struct OwnFileSystem {
     point: PathBuf,
-}
-
-fn run(program: &str, words: &[&str]) {
-    let status = Command::new(program).args(words).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success(), "{program} {words:?}");
 }
 
 impl OwnFileSystem {
@@ -25,15 +20,15 @@ impl OwnFileSystem {
         // The one before, if there was one.
         drop(fs::remove_file(&image));
         let (image, dir) = (image.to_str().unwrap(), point.to_str().unwrap());
-        run("truncate", &["-s", size, image]);
-        run(&format!("mkfs.{kind}"), &["-q", image]);
-        run("mount", &["-o", "loop", image, dir]);
+        run_well("truncate", &["-s", size, image]);
+        run_well(&format!("mkfs.{kind}"), &["-q", image]);
+        run_well("mount", &["-o", "loop", image, dir]);
         OwnFileSystem { point }
     }
 }
 
 impl Drop for OwnFileSystem {
     fn drop(&mut self) {
-        run("umount", &["-l", self.point.to_str().unwrap()]);
+        run_well("umount", &["-l", self.point.to_str().unwrap()]);
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use chunkfs::serve::Told;
 
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
@@ -231,7 +232,7 @@ fn open_index(world: &mut World, spec: &ViewSpec, disk: &ShownDisk) -> Result<()
 }
 
 fn in_ranges(changes: &ThinChanges) -> Result<[bool; CHUNKS]> {
-    let ThinChanges::Ranges(ranges) = changes else { bail!("the ranges were not written") };
+    let ThinChanges::Told(Told::Ranges(ranges)) = changes else { bail!("the ranges were not written") };
     let changed =
         |chunk: u64| ranges.iter().any(|(start, end)| (*start..*end).contains(&(chunk * CHUNK_BYTES)));
     Ok(std::array::from_fn(|chunk| changed(chunk as u64)))

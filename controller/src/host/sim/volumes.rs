@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use chunkfs::serve::Told;
 
 use crate::core::names::Uuid;
 use crate::core::units::Bytes;
@@ -133,9 +134,7 @@ impl Volumes for SimHost {
         })?;
         let mut settled = Removal::AlreadyGone;
         for volume in unnamed {
-            if self.remove_volume(&volume, owner)? == Removal::Removed {
-                settled = Removal::Removed;
-            }
+            settled = settled.and(self.remove_volume(&volume, owner)?);
         }
         Ok(settled)
     }
@@ -147,7 +146,7 @@ impl Volumes for SimHost {
             anyhow::Ok(())
         };
         self.effect("say that metadata are held", |world| {
-            write(world, &ThinChanges::Holding(delta.pool.clone()))
+            write(world, &ThinChanges::Holding { holding: delta.pool.clone() })
         })?;
         self.effect("reserve_metadata_snap", |world| {
             if world.metadata_held {
@@ -167,13 +166,15 @@ impl Volumes for SimHost {
             world.metadata_held = false;
             Ok(())
         })?;
-        self.effect("write what thin_delta says", |world| write(world, &ThinChanges::Ranges(ranges)))
+        self.effect("write what thin_delta says", |world| {
+            write(world, &ThinChanges::Told(Told::Ranges(ranges)))
+        })
     }
 
     fn free_thin_metadata(&self, file: &Path) -> Result<Removal> {
         self.effect("free_thin_metadata", |world| {
             let Some(Node::File(text)) = world.nodes.get(file) else { return Ok(Removal::AlreadyGone) };
-            let Ok(ThinChanges::Holding(_)) = serde_json::from_slice(text) else {
+            let Ok(ThinChanges::Holding { .. }) = serde_json::from_slice(text) else {
                 return Ok(Removal::AlreadyGone);
             };
             world.metadata_held = false;
