@@ -2,6 +2,8 @@
 //!
 //! No handler blocks: where the view has no answer yet, the reply is parked with it. A panic is EIO.
 
+mod linger;
+
 use crate::core::layout::Inode;
 use crate::view::{Attributes, Entry, Kind, Room, Seek, Totals, View, ViewError};
 use fuser::{
@@ -9,6 +11,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
+pub use linger::Linger;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
@@ -46,6 +49,7 @@ pub struct Adapter<V> {
     view: Arc<V>,
     caching: Caching,
     counters: Arc<Counters>,
+    linger: Arc<Linger>,
     // After the view: when it is called, nobody holds that here any more.
     _on_end: OnEnd,
 }
@@ -77,9 +81,10 @@ impl<V: View> Adapter<V> {
         view: Arc<V>,
         caching: Caching,
         counters: Arc<Counters>,
+        linger: Arc<Linger>,
         on_end: impl FnOnce() + Send + Sync + 'static,
     ) -> Adapter<V> {
-        Adapter { view, caching, counters, _on_end: OnEnd(Some(Box::new(on_end))) }
+        Adapter { view, caching, counters, linger, _on_end: OnEnd(Some(Box::new(on_end))) }
     }
 }
 
@@ -263,7 +268,10 @@ impl<V: View> Filesystem for Adapter<V> {
     fn open(&self, _request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.caching {
             _ if flags.acc_mode() != OpenAccMode::O_RDONLY => reply.error(Errno::EROFS),
-            Caching::Direct => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+            Caching::Direct => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+                self.linger.a_moment();
+            }
             // "Do not ask again": the kernel then opens files by itself and keeps its cache.
             Caching::Buffered => reply.error(Errno::ENOSYS),
         }
@@ -299,6 +307,7 @@ impl<V: View> Filesystem for Adapter<V> {
                         self.view.read_ahead(Inode(inode.0), end);
                         Ok(())
                     });
+                    self.linger.a_moment();
                 }
                 Err(ViewError::Wait(_)) => self.read_later(Inode(inode.0), offset, size, reply),
                 Err(error) => {

@@ -3,7 +3,7 @@
 //! directory that a backup tool would take for "all files are gone".
 
 use super::points::{self, MountPoint};
-use crate::fuse::{Adapter, Caching, Counters};
+use crate::fuse::{Adapter, Caching, Counters, Linger};
 use crate::view::View;
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::mount::UnmountFlags;
@@ -60,12 +60,14 @@ pub fn mount<V: View>(
     on_end: impl FnOnce() + Send + Sync + 'static,
 ) -> Result<Mounted, SessionError> {
     let counters = Arc::new(Counters::default());
-    let adapter = Adapter::new(view, options.caching, Arc::clone(&counters), on_end);
+    let linger = Arc::new(Linger::default());
+    let adapter = Adapter::new(view, options.caching, Arc::clone(&counters), Arc::clone(&linger), on_end);
     let session =
         Session::new(adapter, point, &config_of(options)).map_err(|error| explain(error, point, options))?;
     let mounted = points::at(point).ok().flatten().filter(MountPoint::is_chunkfs);
     let failed = |error| SessionError::Mount { path: point.to_owned(), error };
     let point = mounted.ok_or_else(|| failed(io::Error::other("it does not stand in the mount table")))?;
+    linger.at(&session).map_err(failed)?;
     let background = session.spawn().map_err(failed)?;
     // Dropped, it would unmount by path once more when the view is gone already (fuser 0.18 takes an error of its
     // device for "still mounted"), and by then something else may be mounted there. We unmount by path ourselves.
