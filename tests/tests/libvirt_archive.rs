@@ -10,6 +10,7 @@ use tests::libvirt::{
     Disk, Guest, Lab, content_of, first_difference, names_if_any, names_in, program, virsh_ok, with_libvirt,
 };
 
+const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
 fn archives(lab: &Lab) -> Vec<String> {
@@ -180,6 +181,39 @@ fn libvirt_retention_counts_complete_archives_and_keeps_what_is_in_use() {
         assert!(elsewhere.join("manifest.json").exists());
         virsh_ok(&["undefine", "other"]);
         lab.assert_nothing_left(&guest);
+    });
+}
+
+/// Summer time ends: half past two comes twice, and what is made later has the earlier name. libfaketime says what time it is.
+#[test]
+fn libvirt_retention_is_not_misled_when_the_clock_is_set_back() {
+    with_libvirt("libvirt_retention_is_not_misled_when_the_clock_is_set_back", |lab| {
+        let guest = guest(lab);
+        let base = format!("--backup-base-dir={}", lab.path("archives").display());
+        // At so many seconds since 1970, by a clock that stands still.
+        let archive_at = |epoch: u64, words: &[&str]| {
+            let mut command = lab.command(&[&["archive", "mail01", &base], words].concat());
+            command.env("TZ", "Europe/Berlin").env("LD_PRELOAD", LIBFAKETIME).env("FAKETIME_FMT", "%s");
+            command.env("FAKETIME", epoch.to_string()).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            archives(lab)
+        };
+        let (summer, winter) = (1_792_888_200, 1_792_891_800); // 00:30 and 01:30 UTC, on 25 October 2026
+        assert_eq!(archive_at(summer, &["--keep=1"]), ["2026-10-25-023000"]);
+        // The same second, by its name: another archive, and the newer one.
+        assert_eq!(archive_at(winter, &["--keep=1"]), ["2026-10-25-023000-2"]);
+        // Half an hour back: that what is older by its name was made just now is no reason to remove it, or what was there.
+        assert_eq!(archive_at(winter - 1800, &["--keep=1"]), ["2026-10-25-020000", "2026-10-25-023000-2"]);
+        assert_eq!(archive_at(winter + 1800, &["--keep=2"]), ["2026-10-25-023000-2", "2026-10-25-030000"]);
+        // Of a day with 25 hours one stays, and of a night in spring that has no half past two.
+        assert_eq!(archive_at(winter + 3600, &["--keep-daily=1"]), ["2026-10-25-033000"]);
+        let spring = 1_806_193_800; // 00:30 UTC on 28 March 2027
+        assert_eq!(archive_at(spring, &["--keep-daily=2"]), ["2026-10-25-033000", "2027-03-28-013000"]);
+        let after = ["2026-10-25-033000", "2027-03-28-033000"];
+        assert_eq!(archive_at(spring + 3600, &["--keep-daily=2"]), after);
+        lab.assert_nothing_left(&guest);
+        guest.assert_content();
     });
 }
 
