@@ -53,7 +53,16 @@ pub struct Disk {
     pub access: Access,
     pub sharing: Sharing,
     pub lifetime: Lifetime,
+    pub cached: HostCache,
     pub snapshot: SnapshotPolicy,
+}
+
+/// Are the guest's writes held in the host's page cache until somebody asks for them to be on the disk?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCache {
+    /// Unless something else is declared.
+    Used,
+    PassedBy,
 }
 
 /// What the guest sees.

@@ -346,6 +346,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             Scenario { twice: true, ..none_left(lvm.clone()) },
         ),
         make(
+            "lvm: two raw images on one volume",
+            machine_in("/lv", Power::On, RAWS),
+            untouched,
+            Scenario { twice: true, ..none_left(lvm.clone()) },
+        ),
+        make(
             "lvm: after pull, frozen",
             machine_in("/lv", Power::On, BOTH),
             &backed_up,

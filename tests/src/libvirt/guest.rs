@@ -31,6 +31,7 @@ pub struct Guest {
     pub images: Vec<PathBuf>,
     /// What the guest has on each disk. Nothing is remembered of one that is too large for it.
     pub content: Vec<Vec<u8>>,
+    dir: PathBuf,
     devices: Vec<LoopDevice>,
     _volumes: Vec<LogicalVolume>,
 }
@@ -60,7 +61,8 @@ impl Guest {
     /// Defines a guest with these disks, vda and so on; it is off.
     pub fn define(dir: &Path, name: &str, disks: &[Disk], storage: Storage) -> Guest {
         let (images, content, devices, _volumes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut guest = Guest { name: name.to_owned(), images, content, devices, _volumes };
+        let mut guest =
+            Guest { name: name.to_owned(), images, content, dir: dir.to_owned(), devices, _volumes };
         let mut devices = String::new();
         for (number, disk) in disks.iter().enumerate() {
             let letter = char::from(b'a' + number as u8);
@@ -83,7 +85,7 @@ impl Guest {
             assert!(made.unwrap().success());
             let (kind, attribute, path, cache) = match storage {
                 Storage::Files => ("file", "file", image.clone(), ""),
-                Storage::Volumes(_) => ("block", "dev", image.clone(), ""),
+                Storage::Volumes(_) => ("block", "dev", image.clone(), " cache='none'"),
                 Storage::Devices => {
                     let tables = if disk.format == "raw" { 0 } else { TABLES };
                     let device = LoopDevice::attach(&image, (disk.mib << 20) + tables);
@@ -135,7 +137,7 @@ impl Guest {
     }
 
     fn monitor_socket(&self) -> PathBuf {
-        self.images[0].with_extension("qmp")
+        self.dir.join(format!("{}.qmp", self.name))
     }
 
     pub fn start(&self) {

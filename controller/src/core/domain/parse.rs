@@ -7,8 +7,8 @@ use roxmltree::{Document, Node, ParsingOptions};
 use thiserror::Error;
 
 use super::{
-    Access, Backing, ChainEnd, Device, Disk, Domain, DomainId, Format, Layer, LeftOut, Lifetime, Sharing,
-    SnapshotPolicy, Source, Tpm, TpmSource,
+    Access, Backing, ChainEnd, Device, Disk, Domain, DomainId, Format, HostCache, Layer, LeftOut, Lifetime,
+    Sharing, SnapshotPolicy, Source, Tpm, TpmSource,
 };
 use crate::core::names::{NameError, Target, Uuid, VmName};
 use crate::core::units::Bytes;
@@ -97,7 +97,7 @@ fn target(node: Node<'_, '_>, position: usize) -> Result<Target, DomainError> {
 
 fn disk(node: Node<'_, '_>, target: Target, device: Device) -> Result<Disk, DomainError> {
     let source = source(node, &target)?;
-    let driver = child(node, "driver").and_then(|d| d.attribute("type"));
+    let driver = |name: &str| child(node, "driver").and_then(|d| d.attribute(name));
     let snapshot = match node.attribute("snapshot") {
         None => SnapshotPolicy::Unspecified,
         Some("no") => SnapshotPolicy::No,
@@ -109,12 +109,16 @@ fn disk(node: Node<'_, '_>, target: Target, device: Device) -> Result<Disk, Doma
     Ok(Disk {
         bus: child(node, "target").and_then(|t| t.attribute("bus")).map(str::to_owned),
         device,
-        format: Format::from(driver.unwrap_or("raw").to_owned()),
+        format: Format::from(driver("type").unwrap_or("raw").to_owned()),
         source,
         backing: backing(node, &target)?,
         access: if child(node, "readonly").is_some() { Access::ReadOnly } else { Access::ReadWrite },
         sharing: if child(node, "shareable").is_some() { Sharing::Shareable } else { Sharing::Exclusive },
         lifetime: if child(node, "transient").is_some() { Lifetime::Transient } else { Lifetime::Persistent },
+        cached: match driver("cache") {
+            Some("none" | "directsync") => HostCache::PassedBy,
+            _ => HostCache::Used,
+        },
         snapshot,
         target,
     })

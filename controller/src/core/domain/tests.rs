@@ -106,6 +106,16 @@ fn flags_and_policies_of_a_disk_are_read() {
         (plain.access, plain.sharing, plain.lifetime),
         (Access::ReadWrite, Sharing::Exclusive, Lifetime::Persistent)
     );
+    for (cache, cached) in [
+        ("", HostCache::Used),
+        ("cache='writeback'", HostCache::Used),
+        ("cache='none'", HostCache::PassedBy),
+        ("cache='directsync'", HostCache::PassedBy),
+        ("cache='unsafe'", HostCache::Used),
+    ] {
+        let disk = one_disk(&format!("<disk><driver {cache}/><source file='/a'/><target dev='sda'/></disk>"));
+        assert_eq!(disk.cached, cached, "{cache}");
+    }
     assert_eq!((plain.bus.as_deref(), plain.device), (Some("scsi"), Device::Disk));
     assert_eq!((plain.snapshot, plain.backing), (SnapshotPolicy::Unspecified, Backing::default()));
 

@@ -25,21 +25,21 @@ pub(super) fn atomically(case: &Case<'_>, take: Vec<Step>) -> Vec<Step> {
 
 /// Around something that takes a moment, in which the guest must not write.
 pub(super) fn suspended(case: &Case<'_>, take: Vec<Step>) -> Vec<Step> {
-    if let Some(shut_down) = shut_down(case) {
-        let start = early(&shut_down);
-        return [shut_down].into_iter().chain(take).chain([start]).collect();
-    }
-    frozen(case, suspended_if_running(case, take))
+    unsuspended(case, around(suspend(case).filter(|_| shut_down(case).is_none()), take))
 }
 
-fn suspended_if_running(case: &Case<'_>, take: Vec<Step>) -> Vec<Step> {
-    match suspend(case) {
-        None => take,
-        Some(suspend) => {
-            let resume = early(&suspend);
-            [suspend].into_iter().chain(take).chain([resume]).collect()
-        }
+/// Around something that is one point in time even of a guest that writes.
+pub(super) fn unsuspended(case: &Case<'_>, take: Vec<Step>) -> Vec<Step> {
+    match shut_down(case) {
+        Some(shut_down) => around(Some(shut_down), take),
+        None => frozen(case, take),
     }
+}
+
+/// A step before, and its undo as soon as the rest is done.
+fn around(hold: Option<Step>, take: Vec<Step>) -> Vec<Step> {
+    let release = hold.as_ref().map(early);
+    hold.into_iter().chain(take).chain(release).collect()
 }
 
 /// For as long as the work takes: cleanup takes it back.
@@ -48,10 +48,8 @@ pub(super) fn for_long(case: &Case<'_>) -> Option<Step> {
 }
 
 fn frozen(case: &Case<'_>, take: Vec<Step>) -> Vec<Step> {
-    let Some(need) = freeze_need(case) else { return take };
-    let freeze = Step::Freeze { domain: case.domain.id.clone(), need };
-    let thaw = early(&freeze);
-    [freeze].into_iter().chain(take).chain([thaw]).collect()
+    let freeze = freeze_need(case).map(|need| Step::Freeze { domain: case.domain.id.clone(), need });
+    around(freeze, take)
 }
 
 fn early(step: &Step) -> Step {

@@ -1,11 +1,11 @@
 //! Method lvm: snapshots of the logical volumes that the disks are, or that their images are on, taken while the guest is
-//! suspended for that moment; the snapshots are read. Cleanup removes them, or keeps that of a thin volume: in what the next one
+//! suspended for that moment, unless one is all there is to take; the snapshots are read. Cleanup removes them, or keeps that of a thin volume: in what the next one
 //! differs from it, the pool can tell.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::core::domain::{Format, Sharing, Source};
+use crate::core::domain::{Format, HostCache, Sharing, Source};
 use crate::core::facts::{Chain, local_path};
 use crate::core::names::Target;
 use crate::core::options::{Snapshots, ThinSnapshots};
@@ -72,9 +72,12 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     claims.extend(services.iter().map(|service| Step::ClaimFile { path: service.socket.clone() }));
     let snapshots = taken.values().map(|taken| Step::SnapshotVolume(taken.snapshot.clone())).collect();
     let originals = wanted.iter().filter_map(|disk| local_path(&disk.disk.source).cloned()).collect();
-    // QEMU brings what it has to the disk before it is suspended, and LVM what the file system has.
+    // What QEMU has is brought to the disk by suspending it, and what the file system has by LVM.
     let mut take = vec![Step::BringToDisk { paths: originals }];
-    take.extend(hold::suspended(case, snapshots));
+    take.extend(match is_one_moment(&taken, wanted) {
+        true => hold::unsuspended(case, snapshots),
+        false => hold::suspended(case, snapshots),
+    });
     take.extend(deltas.into_iter().map(Step::ReadThinDelta));
     let mounts: Vec<_> = taken.values().filter_map(|taken| taken.mount.clone()).collect();
     if !mounts.is_empty() {
@@ -95,6 +98,22 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     }
     take.extend(services.into_iter().map(Step::ServeImage));
     PointInTime { disks, notes, room: None, checkpoint: None, claims, take, release }
+}
+
+/// LVM holds all writes to a volume, and freezes its file system, for as long as it takes to make the snapshot. So that is
+/// enough where it is the only one, and has all that the guest has written: QEMU keeps nothing of a raw image to itself, but the
+/// host's page cache of a volume without a file system goes to the disk in any order.
+fn is_one_moment(taken: &BTreeMap<Volume, Taken<'_>>, wanted: &[Wanted<'_>]) -> bool {
+    let holds_all = |disk: &Wanted<'_>| match volume_of(disk).place {
+        Place::Within { .. } => true,
+        Place::Whole => disk.disk.cached == HostCache::PassedBy,
+    };
+    taken.len() == 1 && wanted.iter().all(|disk| is_plain(disk) && holds_all(disk))
+}
+
+/// A raw image, with nothing below it.
+fn is_plain(disk: &Wanted<'_>) -> bool {
+    matches!(&disk.facts.chain, Chain::Known(layers) if layers.len() == 1 && layers[0].format == Format::Raw)
 }
 
 /// Does the snapshot of a disk's volume stay for the next backup?
@@ -121,14 +140,12 @@ fn is_kept<'a>(case: &Case<'_>, disk: &Wanted<'a>) -> Kept<'a> {
     let VolumeKind::Thin { pool, kept, delta, .. } = &facts.kind else {
         return cannot(format!("{} is not thin", facts.volume));
     };
-    match (&facts.place, &disk.facts.chain, delta) {
-        (Place::Within { .. }, ..) => {
+    match (&facts.place, delta) {
+        (Place::Within { .. }, _) => {
             cannot(format!("its image is a file, and it would be told what changed in {}", facts.volume))
         }
-        (_, _, Delta::Impossible { why }) => cannot(why.clone()),
-        (Place::Whole, Chain::Known(layers), _) if layers.len() == 1 && layers[0].format == Format::Raw => {
-            Kept::Yes { pool, older: kept }
-        }
+        (_, Delta::Impossible { why }) => cannot(why.clone()),
+        (Place::Whole, _) if is_plain(disk) => Kept::Yes { pool, older: kept },
         _ => cannot("only a raw image has its content where its volume has it".to_owned()),
     }
 }

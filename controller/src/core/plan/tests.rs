@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::*;
-use crate::core::domain::{Format, Source};
+use crate::core::domain::{Format, HostCache, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
 use crate::core::options::{
@@ -443,6 +443,44 @@ fn images_on_one_volume_share_a_snapshot_for_which_the_guest_is_suspended() {
     let (view, unmount) =
         (at(|u| matches!(u, Undo::StopView(_))), at(|u| matches!(u, Undo::UnmountVolume { .. })));
     assert!(view < unmount && unmount < at(|u| matches!(u, Undo::RemoveVolume { .. })), "{undos:?}");
+}
+
+#[test]
+fn one_snapshot_of_raw_images_needs_no_suspended_guest() {
+    let on_one = |place: Place, cached: HostCache| {
+        let mut given = given();
+        given.options.method = MethodChoice::Lvm;
+        given.on_a_volume(Bytes(9 << 30), Bytes(9 << 30));
+        for disk in &mut given.domain.disks {
+            disk.format = Format::Raw;
+            disk.cached = cached;
+        }
+        for facts in given.facts.disks.values_mut() {
+            let Chain::Known(layers) = &mut facts.chain else { panic!("{:?}", facts.chain) };
+            layers[0].format = Format::Raw;
+            let Behind::Volume(volume) = &mut facts.volume else { panic!("{:?}", facts.volume) };
+            volume.place = place.clone();
+        }
+        given
+    };
+    let suspends = |given: &Given| given.decide().unwrap().to_string().contains("suspend the guest");
+    let file = Place::Within { file_system: FileSystem::Ext4, path: "i/a.img".into() };
+    assert!(!suspends(&on_one(file.clone(), HostCache::Used)));
+    assert!(!suspends(&on_one(Place::Whole, HostCache::PassedBy)));
+    assert!(suspends(&on_one(Place::Whole, HostCache::Used)), "the page cache has no order");
+    // It is frozen as ever.
+    let mut frozen = on_one(file.clone(), HostCache::Used);
+    frozen.facts.guest.agent = Agent::Connected;
+    let plan = frozen.decide().unwrap().to_string();
+    let order = ["freeze", "snapshot vg0/images", "thaw"].map(|word| plan.find(&format!(". {word}")));
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{plan}");
+    // A disk on another volume is of another moment.
+    let mut two = on_one(file, HostCache::Used);
+    let Behind::Volume(volume) = &mut two.facts.disks.get_mut(&target("vdb")).unwrap().volume else {
+        panic!()
+    };
+    volume.volume = Volume::new("vg0", "other").unwrap();
+    assert!(suspends(&two));
 }
 
 #[test]
