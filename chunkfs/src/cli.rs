@@ -104,8 +104,11 @@ pub struct Serving {
 pub struct Join {
     /// The directory that holds 00/
     pub chunkdir: PathBuf,
-    /// An empty directory; the image appears in it as the file `image`
+    /// An empty directory, in which the image appears
     pub mountpoint: PathBuf,
+    /// The name of the file
+    #[arg(long, value_name = "NAME", default_value = "image")]
+    pub name: String,
     /// Read on where a chunk is not what its digest says
     #[arg(long)]
     pub no_verify: bool,

@@ -31,7 +31,12 @@ pub fn to_stderr(cli: &Cli) {
     };
     let lines =
         if serving.is_some_and(|serving| serving.log.is_some()) { Lines::WithTime } else { Lines::Plain };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines).init();
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .event_format(lines)
+        .init();
 }
 
 /// How a message looks.

@@ -175,3 +175,37 @@ fn fuse_tar_newer_archives_what_has_changed_since_its_last_run() {
     let listed = home.sh("tar -tf 1.tar | grep -v '/$'").ok();
     assert_eq!(listed, format!("mnt/{}\n", chunk(33)));
 }
+
+/// A memory map changes the times of its file only with the first write to a page that is on the disk already.
+#[test]
+fn fuse_what_is_written_by_way_of_a_memory_map_is_never_missed() {
+    use std::io::{BufRead, BufReader, Write};
+    const WRITER: &str = "import mmap, sys\n\
+        image = open('disk.img', 'r+b'); pages = mmap.mmap(image.fileno(), 0)\n\
+        for line in sys.stdin:\n pages[300 * 262144] = int(line); print('written', flush=True)\n";
+    let home = Home::new("mapped");
+    let image = Image::full(&home.path("disk.img"), 600 * CHUNK);
+    // Its blocks have their places: no journal brings what is written from now on to the disk before its time.
+    home.run("sync disk.img").ok();
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", WRITER]).current_dir(home.path("."));
+    let mut writer =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut words, mut answers) =
+        (writer.stdin.take().unwrap(), BufReader::new(writer.stdout.take().unwrap()));
+    let mut write = |byte: u8| {
+        writeln!(words, "{byte}").unwrap();
+        answers.read_line(&mut String::new()).unwrap();
+    };
+    write(1);
+    // The times of the image are old enough to be believed.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    for round in 2..5 {
+        assert!(back_up(&home, "--index i disk.img").contains(&chunk(300)), "{round}");
+        assert_eq!(back_up(&home, "--index i disk.img"), [""; 0], "{round}");
+        write(round);
+        std::thread::sleep(std::time::Duration::from_secs(4));
+    }
+    drop((words, image));
+    writer.wait().unwrap();
+}

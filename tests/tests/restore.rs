@@ -287,3 +287,36 @@ fn fuse_an_index_tells_what_has_changed() {
     let sent: Vec<&str> = sent.lines().filter(|line| !line.ends_with('/')).collect();
     assert_eq!(sent, [chunk(3), chunk(70)]);
 }
+
+#[test]
+fn fuse_digests_are_found_beside_a_link_to_the_chunks() {
+    let home = Home::new("linked");
+    Image::full(&home.path("disk.img"), 4 * CHUNK);
+    home.mount("--name vda disk.img");
+    home.sh("mkdir -p t/store && cp -a mnt/vda mnt/vda.b3 t/ && chmod -R u+w t").ok();
+    home.unmount();
+    home.sh("mv t/vda t/store/ && ln -s store/vda t/vda").ok();
+    home.run("chunkfs verify t/vda").ok();
+    home.sh(&format!("printf x | dd conv=notrunc status=none of=t/vda/{}", chunk(1))).ok();
+    assert_eq!(home.run("chunkfs verify t/vda").status, 6);
+    home.run("chunkfs restore t/vda out.img").failed(1, &["its digest differs"]);
+    home.sh("chunkfs restore --no-verify t/vda out.img >/dev/full").ok();
+}
+
+#[test]
+fn fuse_a_mount_that_is_interrupted_leaves_nothing_mounted() {
+    let home = Home::new("interrupted");
+    Image::full(&home.path("disk.img"), 4 * CHUNK);
+    // So many at once are ahead of the clock: the next one waits for it.
+    for _ in 0..7 {
+        home.mount("--index i disk.img");
+        home.unmount();
+    }
+    let mut caller = home.start("chunkfs mount --index i disk.img mnt");
+    std::thread::sleep(Duration::from_millis(100));
+    let waited = caller.try_wait().unwrap().is_none();
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    process::until("the end of the daemon", process::LIMIT, || home.processes().is_empty());
+    assert!(waited && !home.is_mounted("mnt"));
+}

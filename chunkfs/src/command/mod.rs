@@ -19,6 +19,7 @@ use crate::mount::daemon::{self, Report};
 use crate::source::chunks::Verification;
 use crate::source::shape::Known;
 use progress::Show;
+use std::io::Write;
 
 pub fn run(cli: Cli) -> Result<Status, CommandError> {
     let show = if cli.quiet { Show::Never } else { Show::OnTerminal };
@@ -47,7 +48,8 @@ fn run_restore(args: Restore, show: Show) -> Result<Status, CommandError> {
         restore::Options { chunks: args.chunkdir, target: args.target, mode, verification, known, show };
     let restored = restore::restore(&options)?;
     if show == Show::OnTerminal {
-        println!("{restored}");
+        // It is told, or not: the image is there.
+        let _ = writeln!(std::io::stdout(), "{restored}");
     }
     Ok(Status::Done)
 }
@@ -69,6 +71,6 @@ pub fn report_failure(error: &CommandError) {
     let report = Report::Failed { status: error.status(), message: error.to_string() };
     let told = daemon::is_child() && daemon::report(&report, None).is_ok();
     if !told {
-        eprintln!("chunkfs: {error}");
+        let _ = writeln!(std::io::stderr(), "chunkfs: {error}");
     }
 }

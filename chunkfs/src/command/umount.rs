@@ -5,6 +5,7 @@ use crate::error::{CommandError, Status};
 use crate::mount::control::{self, Answer, Request};
 use crate::mount::points::{self, MountPoint};
 use crate::mount::session::{self, SessionError, Unmounting};
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -57,11 +58,8 @@ pub(super) fn status(args: &StatusOf) -> Result<Status, CommandError> {
         );
         return Err(CommandError::Reported { status: Status::Owed as u8, message });
     };
-    if args.json {
-        println!("{status}");
-    } else {
-        print!("{}", text_of(&status));
-    }
+    let text = if args.json { format!("{status}\n") } else { text_of(&status) };
+    std::io::stdout().write_all(text.as_bytes()).map_err(CommandError::io("writing the status"))?;
     Ok(Status::Done)
 }
 

@@ -146,13 +146,15 @@ pub fn ask(mount: &MountPoint, request: Request, patience: Duration) -> io::Resu
     let Ok(mut stream) = UnixStream::connect(path_of(mount)) else { return Ok(None) };
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    send(&mut stream, &request)?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    match line.is_empty() {
+    match send(&mut stream, &request).and_then(|()| BufReader::new(stream).read_line(&mut line)) {
+        Ok(1..) => Ok(Some(serde_json::from_str(&line)?)),
         // It ended before it answered.
-        true => Ok(None),
-        false => Ok(Some(serde_json::from_str(&line)?)),
+        Ok(0) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -75,11 +75,10 @@ pub fn leave_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Tells the parent, and lets go of everything that is the caller's.
+/// Tells the parent, and lets go of everything that is the caller's. Errors: there is no parent any more to be told.
 pub fn report(report: &Report, log: Option<&Path>) -> io::Result<()> {
     let line = serde_json::to_string(report).expect("a report has only numbers and texts");
-    // The parent may have been killed in the meantime; a view that is ready is ready all the same.
-    let _ = writeln!(io::stdout(), "{line}");
+    writeln!(io::stdout(), "{line}")?;
     if *report == Report::Ready {
         detach(log)?;
     }

@@ -85,6 +85,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Something that is mounted in a directory, or in one below it.
+pub fn below(dir: &Path) -> io::Result<Option<MountPoint>> {
+    let dir = absolute(dir)?;
+    Ok(all()?.into_iter().find(|mount| mount.path.starts_with(&dir) && mount.path != dir))
+}
+
 /// The absolute path of a directory, without touching the directory itself: it may be a dead mount.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let full = std::path::absolute(path)?;

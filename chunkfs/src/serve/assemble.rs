@@ -12,6 +12,10 @@ use crate::mount::session;
 use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
 use crate::view::{ChunksRead, Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -119,9 +123,21 @@ fn with_index(
     })
 }
 
+/// Of a regular file: a device may have no end, and a FIFO no writer.
+fn read_plain(path: &Path) -> std::io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content)
+}
+
 fn plain_file(file: &FileSpec, stamp: Stamp, index: Option<&Index>) -> Result<PlainFile, CommandError> {
     let failed = |error| CommandError::Image { path: file.path.clone(), error };
-    let content = std::fs::read(&file.path).map_err(failed)?;
+    let content = read_plain(&file.path).map_err(failed)?;
     let stamp = match (file.newest, index) {
         (true, _) => stamp.plus(1),
         (false, Some(index)) => index.stamp_of_file(&file.name, &content, stamp)?,

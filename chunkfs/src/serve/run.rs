@@ -188,9 +188,13 @@ fn serve<V: View>(
         send_connections(listener, events);
         name
     });
-    if daemon::is_child() {
-        daemon::report(&Report::Ready, serving.log.as_deref())
-            .map_err(CommandError::io("letting go of the caller"))?;
+    // Who was interrupted while they waited expects that there is nothing.
+    if daemon::is_child()
+        && let Err(error) = daemon::report(&Report::Ready, serving.log.as_deref())
+    {
+        session::unmount_for_exit(&mounted.point, PATIENCE)?;
+        let _ = socket.map(|name| name.remove());
+        return Err(CommandError::io("telling the caller")(error));
     }
     tracing::info!("{} is mounted", point.display());
     let asked_by = serve_events(&mounted, facts, &inbox);

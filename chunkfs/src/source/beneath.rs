@@ -66,9 +66,13 @@ impl Beneath {
     /// The directory of that name beside this one, which is no link either. `None`: there is nothing of that name.
     pub fn sibling(&self, name: &OsStr) -> Result<Option<Beneath>, Fault> {
         let Some(parent) = self.path.parent() else { return Ok(None) };
-        let parent = Beneath::open(parent)?;
-        match parent.directory(name) {
-            Ok(directory) => Ok(Some(Beneath { directory, path: parent.path.join(name) })),
+        Beneath::open(parent)?.child(name)
+    }
+
+    /// The directory of that name in this one, which is no link. `None`: there is nothing of that name.
+    pub fn child(&self, name: &OsStr) -> Result<Option<Beneath>, Fault> {
+        match self.directory(name) {
+            Ok(directory) => Ok(Some(Beneath { directory, path: self.path.join(name) })),
             Err(Fault::Missing) => Ok(None),
             Err(fault) => Err(fault),
         }

@@ -6,9 +6,9 @@ use super::walk::last_file;
 use crate::core::digest::{Digest, DigestsError, parse_digests};
 use crate::core::geometry::{CHUNKS_PER_LEAF, LeafIndex};
 use crate::core::layout::{Node, Tree};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// No file of 256 lines is longer: a line has 64 digits, and a name of which every byte may be escaped.
 const FILE_LEN_MAX: u64 = CHUNKS_PER_LEAF * 1024;
@@ -51,13 +51,26 @@ impl DigestCount {
     }
 }
 
+/// What the digests of a directory of chunks are called.
+fn of(name: &OsStr) -> OsString {
+    let mut name = OsString::from(name);
+    name.push(".b3");
+    name
+}
+
 impl DigestTree {
     /// The digests of the chunks in a directory. `None`: it has none.
     pub fn beside(chunks: &Beneath) -> Result<Option<DigestTree>, Fault> {
         let Some(name) = chunks.path().file_name() else { return Ok(None) };
-        let mut name = OsString::from(name);
-        name.push(".b3");
-        Ok(chunks.sibling(&name)?.map(|root| DigestTree { root }))
+        Ok(chunks.sibling(&of(name))?.map(|root| DigestTree { root }))
+    }
+
+    /// The same by the name that the user gave, which may be that of a link to the directory.
+    pub fn beside_name(chunks: &Path) -> Result<Option<DigestTree>, Fault> {
+        let Some(name) = chunks.file_name() else { return Ok(None) };
+        let parent = chunks.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = Beneath::open(parent.unwrap_or(Path::new(".")))?;
+        Ok(parent.child(&of(name))?.map(|root| DigestTree { root }))
     }
 
     pub fn root(&self) -> &Beneath {

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Somebody writes to it all the time: then it is no image to be read without its guest.
+const ROUNDS_TO_DISK: usize = 3;
+
 /// Which file it is and when it was last changed. Equal identities mean that nothing was written in between,
 /// as far as the file system's clock can tell: see `Identity::is_settled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +52,7 @@ impl ImageSource {
         // A FIFO would block the open for ever, and a device with a driver behind it might act on it.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        let stat = rustix::fs::fstat(&file)?;
+        let stat = stat_when_written(&file)?;
         let (bytes, identity) = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => (stat.st_size as u64, Some(identity_of(&stat))),
             FileType::BlockDevice => (rustix::fs::seek(&file, SeekFrom::End(0))?, None),
@@ -138,6 +141,24 @@ impl Source for ImageSource {
     fn describe(&self) -> String {
         self.path.display().to_string()
     }
+}
+
+/// Who writes by way of a memory map changes the times only with the first write to a page since that was on the disk. So
+/// what has been written goes there first: whatever is written to a regular file from now on, its times tell.
+fn stat_when_written(file: &File) -> io::Result<rustix::fs::Stat> {
+    let mut stat = rustix::fs::fstat(file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(stat);
+    }
+    for _ in 0..ROUNDS_TO_DISK {
+        // A file system that cannot has no pages of its own to bring.
+        let _ = rustix::fs::fdatasync(file);
+        let before = std::mem::replace(&mut stat, rustix::fs::fstat(file)?);
+        if identity_of(&before) == identity_of(&stat) {
+            break;
+        }
+    }
+    Ok(stat)
 }
 
 pub(super) fn identity_of(stat: &rustix::fs::Stat) -> Identity {

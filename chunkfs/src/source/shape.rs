@@ -59,7 +59,10 @@ pub enum ChunksError {
 impl ChunkTree {
     pub fn open(path: &Path, digests: Digests) -> Result<ChunkTree, ChunksError> {
         let root = Beneath::open(path).map_err(|error| ChunksError::Open { path: path.to_owned(), error })?;
-        let found = DigestTree::beside(&root);
+        let found = match DigestTree::beside(&root) {
+            Ok(None) => DigestTree::beside_name(path),
+            found => found,
+        };
         let digests = match digests {
             Digests::Required => {
                 found.map_err(|fault| ChunksError::Digests { path: root.path().to_owned(), fault })?

@@ -1,4 +1,4 @@
-//! The reverse of a chunk tree: a directory with one file, `image`.
+//! The reverse of a chunk tree: a directory with one file, the image.
 
 use super::{Attributes, Entry, Kind, Owner, Room, Seek, Totals, View, ViewError, Wait};
 use crate::core::geometry::ByteRange;
@@ -9,21 +9,20 @@ use crate::source::{ExtentKind, Source};
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-/// The name of the file, as unchunkfs has always called it.
-const NAME: &str = "image";
 const IMAGE: Inode = Inode(2);
 
 /// One image file over a source.
 pub struct JoinedImage {
     source: Arc<dyn Source>,
+    name: String,
     stamp: Stamp,
     owner: Owner,
 }
 
 impl JoinedImage {
     /// `stamp` is the time that the file shows.
-    pub fn new(source: Arc<dyn Source>, stamp: Stamp, owner: Owner) -> JoinedImage {
-        JoinedImage { source, stamp, owner }
+    pub fn new(source: Arc<dyn Source>, name: String, stamp: Stamp, owner: Owner) -> JoinedImage {
+        JoinedImage { source, name, stamp, owner }
     }
 
     fn size(&self) -> u64 {
@@ -53,7 +52,7 @@ impl JoinedImage {
 
 impl View for JoinedImage {
     fn lookup(&self, parent: Inode, name: &OsStr) -> Result<Attributes, ViewError> {
-        match (parent, name == NAME) {
+        match (parent, name == self.name.as_str()) {
             (Inode::MOUNT_ROOT, true) => Ok(self.attributes_of(Kind::File)),
             _ => Err(ViewError::NoEntry),
         }
@@ -77,7 +76,7 @@ impl View for JoinedImage {
             return Err(ViewError::NotDirectory);
         }
         if from == 0 {
-            each(Entry { name: NAME, attributes: self.attributes_of(Kind::File), next: 1 });
+            each(Entry { name: &self.name, attributes: self.attributes_of(Kind::File), next: 1 });
         }
         Ok(())
     }
