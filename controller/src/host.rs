@@ -95,6 +95,8 @@ pub trait Processes {
     fn lives(&self, process: &ProcessId) -> Result<bool>;
     /// The source of what is mounted at a path, unescaped. None: nothing is mounted there.
     fn mounted_at(&self, path: &Path) -> Result<Option<String>>;
+    /// Where something is mounted below a directory.
+    fn mounted_below(&self, dir: &Path) -> Result<Option<PathBuf>>;
 
     /// Starts `chunkfs` so that it outlives us, and waits until its view can be read. On an error it may still run.
     fn start_view(&self, service: &ViewService) -> Result<ProcessId>;

@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod doctor;
+mod out;
 mod report;
 mod run;
 mod words;
@@ -11,19 +12,23 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use virt_backup::host::exec;
+
+use out::tell;
 
 fn main() -> ExitCode {
+    exec::set_umask();
     let commands = match config::commands(words::words(std::env::args_os().collect())) {
         Ok(commands) => commands,
         Err(why) => {
-            eprintln!("virt-backup: {why}");
+            tell!("virt-backup: {why}");
             return ExitCode::from(2);
         }
     };
     if let Some(first) = commands.first() {
         log_to_stderr(&first.common);
     }
-    ExitCode::from(run::run(commands))
+    ExitCode::from(out::status(run::run(commands)))
 }
 
 fn log_to_stderr(common: &cli::Common) {
@@ -33,5 +38,10 @@ fn log_to_stderr(common: &cli::Common) {
         _ => LevelFilter::WARN,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
 }

@@ -17,6 +17,7 @@ use virt_backup::host::{Files, Processes};
 use virt_backup::session;
 
 use crate::cli::Job;
+use crate::out::say;
 use crate::run::Context;
 
 const OWED: u8 = 3;
@@ -121,7 +122,7 @@ pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
     if json {
         print_json(&lines)?;
     } else if lines.is_empty() {
-        println!("no job is underway, and nothing is owed");
+        say!("no job is underway, and nothing is owed");
     } else {
         lines.iter().for_each(|line| match line {
             Line::Job(job) => print_job(job),
@@ -155,12 +156,12 @@ fn print_boot(boot: &BootStatus) {
     let since = boot.since.as_ref().map(|since| format!(", since {since}")).unwrap_or_default();
     let vm = &boot.vm;
     match boot.state {
-        BootState::RunsFromBackup => println!("{vm}: runs from {from}{since}"),
+        BootState::RunsFromBackup => say!("{vm}: runs from {from}{since}"),
         BootState::EndedFromBackup => {
-            println!("{vm}: ran from {from}{since}, and has ended: what it wrote is still there");
+            say!("{vm}: ran from {from}{since}, and has ended: what it wrote is still there");
         }
     }
-    println!("  virt-backup boot --stop={vm} ends it and removes what it wrote");
+    say!("  virt-backup boot --stop={vm} ends it and removes what it wrote");
 }
 
 fn job(context: &Context, vm: VmName) -> Result<JobStatus> {
@@ -225,14 +226,14 @@ fn print_job(job: &JobStatus) {
         State::Failed => format!("the view at {} cannot be read any more: run cleanup", job.mount_point),
         State::Abandoned => "left by a job that is gone: run cleanup".to_owned(),
     };
-    println!("{}: {state}", job.vm);
-    job.troubles.iter().for_each(|trouble| println!("  trouble: {trouble}"));
+    say!("{}: {state}", job.vm);
+    job.troubles.iter().for_each(|trouble| say!("  trouble: {trouble}"));
     if let Some(view) = &job.view {
-        println!("  {}", reads_of(view));
-        println!("  {} reads, {} bytes, {} errors", view["reads"], view["bytes_read"], view["read_errors"]);
+        say!("  {}", reads_of(view));
+        say!("  {} reads, {} bytes, {} errors", view["reads"], view["bytes_read"], view["read_errors"]);
     }
     if matches!(job.state, State::Failed | State::Abandoned) {
-        job.owed.iter().for_each(|owed| println!("  owed: {owed}"));
+        job.owed.iter().for_each(|owed| say!("  owed: {owed}"));
     }
 }
 
@@ -254,12 +255,12 @@ pub(crate) fn list(context: &Context, json: bool) -> Result<u8, Failure> {
     }
     let width = guests.iter().map(|guest| guest.name.chars().count()).max().unwrap_or(0);
     for ListedStatus { guest, auto, error } in &listed {
-        println!("{:width$}  {:9}  {}  {}", guest.name, guest.state, guest.uuid, in_short(auto.as_ref()));
+        say!("{:width$}  {:9}  {}  {}", guest.name, guest.state, guest.uuid, in_short(auto.as_ref()));
         let auto = auto.iter();
         let reasons = auto.clone().flat_map(|auto| auto.obstacles.iter().cloned());
         let passed_over = auto.flat_map(|auto| &auto.passed_over);
         let passed_over = passed_over.map(|other| format!("not by method {}: {}", other.method, other.why));
-        error.iter().cloned().chain(reasons).chain(passed_over).for_each(|why| println!("  {why}"));
+        error.iter().cloned().chain(reasons).chain(passed_over).for_each(|why| say!("  {why}"));
     }
     Ok(0)
 }
@@ -273,6 +274,6 @@ fn in_short(auto: Option<&Outlook>) -> String {
 }
 
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("write JSON")?);
+    say!("{}", serde_json::to_string_pretty(value).context("write JSON")?);
     Ok(())
 }

@@ -23,6 +23,7 @@ use virt_backup::host::{Guests, exec};
 use virt_backup::session::{self, Unwound};
 
 use crate::cli::{Archive, Boot, Cli, Command, Common, Copy, Drill, Job, Restore};
+use crate::out::{say, show, tell};
 use crate::{doctor, report};
 
 const USAGE: u8 = 2;
@@ -47,7 +48,7 @@ pub(crate) fn run(commands: Vec<Cli>) -> u8 {
         let context = match Context::new(&common) {
             Ok(context) => context,
             Err(error) => {
-                eprintln!("virt-backup: {error:#}");
+                tell!("virt-backup: {error:#}");
                 return 1;
             }
         };
@@ -91,11 +92,11 @@ impl Context {
         match command {
             Command::Chunkmount(args) if args.dry_run => self.each(args.vms.list(), |vm| {
                 let options = args.job.options(self.own_command.clone());
-                print!("{}", command::plan(&self.machine, &self.places, vm, &options)?);
+                show(format_args!("{}", command::plan(&self.machine, &self.places, vm, &options)?));
                 Ok(())
             }),
             Command::Chunkmount(args) => {
-                let shown = |told: &str| println!("{told}");
+                let shown = |told: &str| say!("{told}");
                 self.each(args.vms.list(), |vm| {
                     patiently(args.job.wait, || self.chunkmount(vm, &args.job, &shown))
                 })
@@ -145,7 +146,7 @@ impl Context {
     /// One after the other; the failure of one does not leak into the next.
     fn each(&self, vms: Vec<String>, act: impl Fn(&str) -> Result<(), Failure>) -> u8 {
         if vms.is_empty() {
-            eprintln!("virt-backup: no VM was named");
+            tell!("virt-backup: no VM was named");
             return USAGE;
         }
         let mut statuses = Vec::new();
@@ -179,7 +180,10 @@ impl Context {
         let options = copy.options(self.own_command.clone());
         self.each(copy.vms.list(), |vm| match copy.dry_run {
             true => {
-                print!("{}", command::plan_dump(&self.machine, &self.places, vm, (&options, wishes))?);
+                show(format_args!(
+                    "{}",
+                    command::plan_dump(&self.machine, &self.places, vm, (&options, wishes))?
+                ));
                 Ok(())
             }
             false => patiently(copy.job.wait, || self.dump(vm, copy, (&options, wishes))),
@@ -195,7 +199,7 @@ impl Context {
         if !self.quiet {
             let id = &dumped.plan.domain;
             let dir = Names::new(&self.places, &id.name).dump_dir();
-            println!("{id}: dumped to {} by method {}", dir.display(), dumped.plan.method);
+            say!("{id}: dumped to {} by method {}", dir.display(), dumped.plan.method);
         }
         Ok(())
     }
@@ -212,13 +216,8 @@ impl Context {
         self.tell(vm, &made.cleared);
         self.tell_of(vm, &made.plan, &made.notes);
         if !self.quiet {
-            println!(
-                "{}: archived to {} by method {}",
-                made.plan.domain,
-                made.dir.display(),
-                made.plan.method
-            );
-            made.verdicts.iter().for_each(|verdict| println!("  {verdict}"));
+            say!("{}: archived to {} by method {}", made.plan.domain, made.dir.display(), made.plan.method);
+            made.verdicts.iter().for_each(|verdict| say!("  {verdict}"));
         }
         Ok(())
     }
@@ -249,7 +248,7 @@ impl Context {
         }
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
         if let Some(reads) = reads.filter(|_| !self.quiet) {
-            eprintln!("virt-backup: {vm}: {reads}");
+            tell!("virt-backup: {vm}: {reads}");
         }
         Ok(())
     }
@@ -269,7 +268,7 @@ impl Context {
     /// Cleanup always follows, also when the view never came up: then nothing is left already.
     fn run_beside(&self, vm: &str, job: &Job, words: &[std::ffi::OsString]) -> u8 {
         // Standard output is the command's: it may be an archive.
-        let shown = |told: &str| eprintln!("virt-backup: {told}");
+        let shown = |told: &str| tell!("virt-backup: {told}");
         if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
         }
@@ -285,7 +284,7 @@ impl Context {
     fn restore(&self, args: &Restore) -> Result<u8, Failure> {
         let request = args.request(&self.places, &self.chunkfs).map_err(anyhow::Error::from)?;
         if args.dry_run {
-            print!("{}", command::restore::decide(&self.machine, &request)?.plan);
+            show(format_args!("{}", command::restore::decide(&self.machine, &request)?.plan));
             return Ok(0);
         }
         let progress = self.progress("restoring")?;
@@ -295,7 +294,7 @@ impl Context {
         restored.cleared.iter().for_each(|cleared| self.note(id.name.as_str(), cleared));
         restored.plan.notes.iter().for_each(|note| self.note(id.name.as_str(), note));
         if !self.quiet {
-            println!("{id}: restored");
+            say!("{id}: restored");
         }
         Ok(0)
     }
@@ -308,7 +307,7 @@ impl Context {
             return Ok(0);
         }
         let Some(request) = args.request(&self.places, &self.chunkfs).map_err(anyhow::Error::from)? else {
-            eprintln!("virt-backup: boot: name a tree, or --stop=NAME");
+            tell!("virt-backup: boot: name a tree, or --stop=NAME");
             return Ok(USAGE);
         };
         let progress = self.progress("reading")?;
@@ -318,9 +317,9 @@ impl Context {
         plan.notes.iter().for_each(|note| self.note(id.name.as_str(), note));
         if !self.quiet {
             match request.then {
-                AfterBoot::Keep { .. } => println!("{id}: restored, and runs"),
+                AfterBoot::Keep { .. } => say!("{id}: restored, and runs"),
                 AfterBoot::ThrowAway => {
-                    println!("{id}: runs from the backup; virt-backup boot --stop={id} ends it")
+                    say!("{id}: runs from the backup; virt-backup boot --stop={id} ends it")
                 }
             }
         }
@@ -336,9 +335,9 @@ impl Context {
         drilled.notes.iter().for_each(|note| self.note(drilled.id.name.as_str(), note));
         let (id, secs) = (&drilled.id, drilled.took.as_secs_f64());
         if args.json {
-            println!("{}", serde_json::json!({ "name": id.name, "lives": true, "seconds": secs }));
+            say!("{}", serde_json::json!({ "name": id.name, "lives": true, "seconds": secs }));
         } else if !self.quiet {
-            println!("{id}: lives, after {secs:.1} s");
+            say!("{id}: lives, after {secs:.1} s");
         }
         Ok(0)
     }
@@ -379,7 +378,7 @@ impl Context {
 
     fn note(&self, vm: &str, note: &str) {
         if !self.quiet {
-            eprintln!("virt-backup: {vm}: note: {note}");
+            tell!("virt-backup: {vm}: note: {note}");
         }
     }
 }
@@ -406,7 +405,7 @@ fn named(vm: &str, failure: Failure) -> Failure {
 }
 
 fn complain(failure: &Failure) -> u8 {
-    eprintln!("virt-backup: {failure}");
+    tell!("virt-backup: {failure}");
     failure.exit_status
 }
 

@@ -19,7 +19,9 @@ pub use diary::Diary;
 pub use guest::{Disk, Guest, Storage, virsh, virsh_ok};
 pub use lab::{Lab, Ran, content_of, first_difference, names_if_any, names_in};
 pub use linux::{Agent, Linux, lines_in, needs_recovery};
-pub use lvm::{LogicalVolume, Provisioning, fullness, in_vm, mounts_below, snapshots_of_ours};
+pub use lvm::{
+    LogicalVolume, Provisioning, fullness, in_vm, in_vm_confined, mounts_below, snapshots_of_ours,
+};
 pub use monitor::Monitor;
 pub use storage::OwnFileSystem;
 

@@ -10,6 +10,8 @@ use tests::libvirt::{
     Disk, Guest, Lab, content_of, first_difference, names_if_any, names_in, program, virsh_ok, with_libvirt,
 };
 
+use tests::process::run_well;
+
 const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
@@ -180,6 +182,29 @@ fn libvirt_retention_counts_complete_archives_and_keeps_what_is_in_use() {
         );
         assert!(elsewhere.join("manifest.json").exists());
         virsh_ok(&["undefine", "other"]);
+        lab.assert_nothing_left(&guest);
+    });
+}
+
+#[test]
+fn libvirt_nothing_is_removed_that_is_only_mounted_in_an_old_archive() {
+    with_libvirt("libvirt_nothing_is_removed_that_is_only_mounted_in_an_old_archive", |lab| {
+        let guest = guest(lab);
+        let old = lab.path("archives/mail01/2025-01-01-000000");
+        let (inside, precious) = (old.join("inside"), lab.path("precious"));
+        fs::create_dir_all(&inside).unwrap();
+        fs::create_dir(&precious).unwrap();
+        fs::write(old.join("manifest.json"), "{}").unwrap();
+        fs::write(precious.join("file"), "mine").unwrap();
+        run_well("mount", &["--bind", precious.to_str().unwrap(), inside.to_str().unwrap()]);
+        let base = format!("--backup-base-dir={}", lab.path("archives").display());
+        let ran = lab.run(&["archive", "mail01", &base, "--keep=1"]);
+        assert!(ran.status == 1 && ran.stderr.contains("is mounted there: unmount it"), "{ran:?}");
+        assert_eq!(fs::read(precious.join("file")).unwrap(), b"mine");
+        assert!(old.join("manifest.json").exists());
+        run_well("umount", &[inside.to_str().unwrap()]);
+        archive(lab, &["--keep=1"]);
+        assert!(!old.exists());
         lab.assert_nothing_left(&guest);
     });
 }

@@ -185,7 +185,18 @@ fn libvirt_no_disk_of_a_domain_is_overwritten_unasked_and_none_that_runs() {
         let disk = format!("--disk=vda={}", base.display());
         let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &to, &disk]);
         assert!(ran.stderr.contains("is a disk of the domain other"), "{ran:?}");
-        guest.power_off();
+        // A loop device is its file.
+        let attached =
+            Command::new("losetup").args(["--find", "--show"]).arg(&guest.images[1]).output().unwrap();
+        let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
+        let disk = format!("--disk=vda={device}");
+        let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &to, &disk, "--force"]);
+        run_ok("losetup", &["--detach", &device]);
+        assert!(ran.status == 1 && ran.stderr.contains("is in use: mail01 runs with it"), "{ran:?}");
+        virsh_ok(&["managedsave", "mail01"]);
+        let ran = lab.run(&["restore", &tree(lab), "--force"]);
+        assert!(ran.status == 1 && ran.stderr.contains("mail01 has saved memory"), "{ran:?}");
+        virsh_ok(&["managedsave-remove", "mail01"]);
         let ran = lab.run(&["restore", &tree(lab)]);
         assert!(ran.stderr.contains("mail01 is defined: --force"), "{ran:?}");
         assert_no_trace(lab, "mail01");

@@ -32,7 +32,7 @@ fn root_the_package_brings_all_that_belongs_to_it_and_leaves_only_data() {
 
     let root = home.path("root");
     for (path, mode) in
-        [("var/lib/libvirt/backup", 0o40700), ("var/lib/virt-backup", 0o40700), ("usr/bin/chunkfs", 0o100755)]
+        [("var/lib/libvirt/backup", 0o40700), ("var/lib/virt-backup", 0o40711), ("usr/bin/chunkfs", 0o100755)]
     {
         let found = stat(root.join(path));
         assert_eq!((found.st_mode, found.st_uid, found.st_gid), (mode, 0, 0), "{path}");

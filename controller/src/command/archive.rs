@@ -1,7 +1,7 @@
 //! archive: a dated directory with all that it takes to define and start the VM elsewhere, and retention over those before.
 //! Nothing of it is removed by `cleanup`; what a job that failed or was killed has left of it is.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use crate::core::domain::Domain;
 use crate::core::names::{JobId, Names, Places};
@@ -121,6 +121,10 @@ fn retain(host: &dyn Host, names: &Names, wishes: &Archive) -> anyhow::Result<Ve
     let verdicts = retention::judge(&archives, &wishes.policy, Some(&wishes.name));
     for verdict in verdicts.iter().filter(|verdict| matches!(verdict.fate, Fate::Remove(_))) {
         let path = dir.join(verdict.name.to_string());
+        let failed = || format!("remove all of {}", path.display());
+        if let Some(mount) = host.mounted_below(&path)? {
+            return Err(anyhow!("{} is mounted there: unmount it", mount.display())).with_context(failed);
+        }
         // From now on it is one that was cut off.
         host.replace(&path.join(UNFINISHED), b"removed\n")?;
         host.remove_file(&path.join(MANIFEST))?;

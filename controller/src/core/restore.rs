@@ -21,6 +21,9 @@ use super::rewrite::{self, Changes, Content, Macs, Nvram, Place, RewriteError};
 use super::tpm::{self, TpmPlace};
 use super::units::Bytes;
 
+/// What the image of a chunk tree is called where it is joined for QEMU. By this ending, libvirt's helper for AppArmor may look at it.
+pub const JOINED: &str = "disk.img";
+
 pub use step::{FileId, Step, Undo, partial_of};
 
 /// A backup, as it was found in its directory.
@@ -174,6 +177,8 @@ pub struct InUse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
     Active,
+    /// Off, with its memory saved by libvirt: it goes on from there, on disks that have to be as they were.
+    Saved,
     Inactive,
 }
 

@@ -7,12 +7,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::umask;
 
 /// How long what a program said may take to arrive once it has ended: a daemon that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -90,10 +91,27 @@ fn wait(program: &Path, child: &mut Child, within: Duration, stop: &dyn Fn() -> 
     }
 }
 
+static CALLERS_UMASK: OnceLock<Mode> = OnceLock::new();
+
+/// From now on what we make has the modes that we give to it: QEMU, as whoever it runs as, has to find what is its own, and
+/// nobody else may write to a socket.
+pub fn set_umask() {
+    CALLERS_UMASK.get_or_init(|| umask(Mode::from_raw_mode(0o022)));
+}
+
+/// What programs of the user's make is theirs.
+fn with_callers_umask<T>(start: impl FnOnce() -> T) -> T {
+    let ours = CALLERS_UMASK.get().map(|callers| umask(*callers));
+    let started = start();
+    ours.map(umask);
+    started
+}
+
 /// Runs a program of the user's, with our own input and output.
 pub fn run_attached(words: &[OsString]) -> Result<std::process::ExitStatus> {
     let (program, arguments) = words.split_first().context("there is no command to run")?;
-    Command::new(program).args(arguments).status().with_context(|| format!("run {}", program.display()))
+    let started = with_callers_umask(|| Command::new(program).args(arguments).spawn());
+    started.and_then(|mut child| child.wait()).with_context(|| format!("run {}", program.display()))
 }
 
 /// Can this program be started? By its path, or found as it would be.
@@ -187,7 +205,7 @@ pub(crate) fn feed(
     };
     let mut command = command(program, arguments);
     command.envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| start_error(program, error))?;
+    let mut child = with_callers_umask(|| command.spawn()).map_err(|error| start_error(program, error))?;
     let words = listen(&mut child);
     let input = child.stdin.take().context("the program has no input")?;
     // So that a program that takes nothing can be waited for, and given up.

@@ -6,6 +6,7 @@ mod disks;
 mod ffi;
 mod overlays;
 pub(crate) mod qcow2;
+mod socket;
 mod swtpm;
 mod xml;
 
@@ -226,17 +227,15 @@ impl Guests for Machine {
 
     fn begin_backup(&self, request: &BackupRequest) -> Result<()> {
         let domain = self.guests.expect(&request.domain)?;
-        let live = domain.xml_desc(0).map_err(told)?;
-        let document = Document::parse(&live).context("understand the domain's XML")?;
-        give_to_qemu(&document, &request.socket)?;
+        let place = socket::place(&domain, &request.socket)?;
         let checkpoint = xml::checkpoint_of(request);
-        ffi::begin_backup(&domain, &xml::backup_of(request), checkpoint.as_deref()).map_err(told)
+        ffi::begin_backup(&domain, &xml::backup_of(request, &place), checkpoint.as_deref()).map_err(told)
     }
 
     fn abort_backup(&self, id: &DomainId, socket: &Path) -> Result<Removal> {
         let Some(domain) = self.guests.get(id)? else { return Ok(Removal::AlreadyGone) };
-        let ours =
-            || Ok::<_, anyhow::Error>(job(&domain)?.is_some_and(|job| job.socket.as_deref() == Some(socket)));
+        let is_ours = |job: BackupJob| job.socket.is_some_and(|told| socket::is_ours(&told, socket));
+        let ours = || anyhow::Ok(job(&domain)?.is_some_and(is_ours));
         if !ours()? {
             return Ok(Removal::AlreadyGone);
         }
@@ -522,13 +521,6 @@ fn job(domain: &Domain) -> Result<Option<BackupJob>> {
         Err(error) if ffi::is(&error, ErrorNumber::OperationInvalid) => Ok(None),
         Err(error) => Err(told(error)).context("ask for the backup job"),
     }
-}
-
-/// QEMU makes the socket itself, as whoever it runs as.
-fn give_to_qemu(domain: &Document<'_>, socket: &Path) -> Result<()> {
-    let (Some((user, group)), Some(dir)) = (xml::owner(domain), socket.parent()) else { return Ok(()) };
-    std::os::unix::fs::chown(dir, Some(user), Some(group))
-        .with_context(|| format!("let QEMU write to {}", dir.display()))
 }
 
 impl fmt::Debug for Connections {

@@ -12,7 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
+use chunkfs::mount::points;
 use rustix::fs::{AtFlags, CWD, FlockOperation, IFlags, Mode, OFlags, flock, linkat, openat};
 use rustix::io::Errno;
 
@@ -167,7 +168,17 @@ impl<T: OnThisMachine> Files for T {
     }
 
     fn remove_file(&self, path: &Path) -> Result<Removal> {
-        removed(path, fs::remove_file(path)).with_context(|| format!("remove {}", path.display()))
+        let tried = match fs::remove_file(path) {
+            // A file system that is read-only says so of what is not there, too.
+            Err(error)
+                if error.kind() == ErrorKind::ReadOnlyFilesystem
+                    && fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound) =>
+            {
+                return Ok(Removal::AlreadyGone);
+            }
+            tried => tried,
+        };
+        removed(path, tried).with_context(|| format!("remove {}", path.display()))
     }
 
     fn remove_dir(&self, path: &Path) -> Result<Removal> {
@@ -176,6 +187,12 @@ impl<T: OnThisMachine> Files for T {
     }
 
     fn remove_tree(&self, path: &Path) -> Result<Removal> {
+        // Otherwise all that is mounted there would go first, and then the rest would stay.
+        let mounted =
+            points::below(path).with_context(|| format!("look for mounts below {}", path.display()))?;
+        if let Some(mount) = mounted {
+            bail!("{} is mounted there: unmount it", mount.path.display());
+        }
         removed(path, fs::remove_dir_all(path)).with_context(|| format!("remove all of {}", path.display()))
     }
 

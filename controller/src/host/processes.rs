@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -85,6 +85,10 @@ impl Processes for Machine {
 
     fn mounted_at(&self, path: &Path) -> Result<Option<String>> {
         Ok(mount_at(path)?.map(|mount| mount.source))
+    }
+
+    fn mounted_below(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        Ok(points::below(dir).context("read the mount table")?.map(|mount| mount.path))
     }
 
     fn start_view(&self, service: &ViewService) -> Result<ProcessId> {

@@ -22,6 +22,9 @@ pub struct Ran {
     pub stderr: String,
 }
 
+/// Where libvirt has a directory for each QEMU.
+const QEMUS: &str = "/var/lib/libvirt/qemu";
+
 impl Ran {
     pub fn ok(self) -> Ran {
         assert_eq!(self.status, 0, "{self:?}");
@@ -166,6 +169,10 @@ impl Lab {
         assert_eq!(left, [""; 0], "in the state directory");
         assert_eq!(names_if_any(&self.state.join(".run")), [""; 0], "sockets");
         assert_eq!(names_if_any(Path::new("/run/chunkfs")), [""; 0], "control sockets");
+        for domain in names_if_any(Path::new(QEMUS)).iter().filter(|name| name.starts_with("domain-")) {
+            let theirs = names_if_any(&Path::new(QEMUS).join(domain));
+            assert!(!theirs.iter().any(|name| name.starts_with("virt-backup")), "{domain}: {theirs:?}");
+        }
         assert_eq!(daemons(&home), [0; 0], "daemons");
         assert!(!virsh(&["backup-dumpxml", vm]).0, "a backup job runs");
     }

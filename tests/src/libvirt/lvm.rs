@@ -13,14 +13,23 @@ const IN_VM: &str = "TEST_IS_IN_A_VM";
 
 /// As `with_libvirt`, in a virtual machine that has LVM.
 pub fn in_vm(test: &str, body: impl FnOnce(&Lab)) {
+    in_vm_only(test, &[], |lab| {
+        make_group();
+        body(lab);
+    });
+}
+
+/// As `with_libvirt`, in a virtual machine in which QEMU is not root, and AppArmor enforces libvirt's profiles for it.
+pub fn in_vm_confined(test: &str, body: impl FnOnce(&Lab)) {
+    in_vm_only(test, &[("CONFINED", "yes")], body);
+}
+
+fn in_vm_only(test: &str, settings: &[(&str, &str)], body: impl FnOnce(&Lab)) {
     if std::env::var_os(IN_VM).is_some() {
-        return with_libvirt(test, |lab| {
-            make_group();
-            body(lab);
-        });
+        return with_libvirt(test, body);
     }
     let mut command = Command::new(workspace().join("scripts/in-vm"));
-    run_again(command.env(IN_VM, "1"), test);
+    run_again(command.env(IN_VM, "1").envs(settings.iter().copied()), test);
 }
 
 fn make_group() {

@@ -101,6 +101,15 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
     }
     let mut disks: BTreeMap<Target, Kept> =
         found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
+    if kind != Kind::Tree
+        && names.contains(&list)
+        && let Some(kept) = disks.values().find(|kept| !digests.contains_key(&kept.name))
+    {
+        bail!(
+            "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
+            kept.name
+        );
+    }
     if kind == Kind::Tree {
         lengths(directory, &names, &stem, &mut disks)?;
     }

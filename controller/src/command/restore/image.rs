@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::carry;
 use crate::core::domain::Format;
-use crate::core::restore::{Form, Kept, Undo, Writing, partial_of};
+use crate::core::restore::{Form, JOINED, Kept, Undo, Writing, partial_of};
 use crate::core::units::Bytes;
 use crate::host::Removal;
 use crate::host::exec::{self, FeedError, Output};
@@ -74,7 +74,7 @@ pub(super) fn make(
         (Form::Chunks, _) => {
             let point = tools.dir.join("joined");
             join(ground, &opened.path(&from.name), &point, journal, tools.chunkfs)?;
-            let converted = convert(&point.join("image"), "raw", to, format, tools);
+            let converted = convert(&point.join(JOINED), "raw", to, format, tools);
             unmount(ground, &point)?;
             // The program only knows that a read failed; why, its reading again tells.
             Ok(converted.map_err(|error| explained(opened, from, error))?)
@@ -189,8 +189,10 @@ pub(super) fn join(
     // QEMU may be another user than we are.
     let (user, group) = ground.qemu_owner()?;
     let options = format!("allow_other,uid={user},gid={group}");
-    let words =
-        [OsStr::new("join"), OsStr::new("-o"), OsStr::new(&options), chunks.as_os_str(), point.as_os_str()];
+    let words = ["join", "--name", JOINED, "-o", &options]
+        .map(OsStr::new)
+        .into_iter()
+        .chain([chunks.as_os_str(), point.as_os_str()]);
     let words = exec::arguments(words);
     exec::run(chunkfs, &words, VIEW_READY_WITHIN).with_context(|| format!("join {}", chunks.display()))
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::core::domain::{Format, Sharing, Source};
+use crate::core::domain::{Access, Format, Sharing, Source};
 use crate::core::facts::{Chain, GuestState};
 use crate::core::names::{Target, overlay_of};
 use crate::core::step::{Overlay, OverlayRequest, Step, Undo};
@@ -35,7 +35,9 @@ pub(super) fn obstacle(case: &Case<'_>, wanted: &Wanted<'_>) -> Option<String> {
 }
 
 pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
-    let overlays: Vec<_> = wanted.iter().map(|disk| overlay(case, disk)).collect();
+    // Where the guest cannot write, there is nothing to keep apart; nor could it always be merged, for others may have the image, too.
+    let written = wanted.iter().filter(|wanted| wanted.disk.access == Access::ReadWrite);
+    let overlays: Vec<_> = written.map(|disk| overlay(case, disk)).collect();
     let taken: Vec<_> = overlays.iter().map(|overlay| &overlay.target).collect();
     let without = case.domain.disks.iter().map(|disk| disk.target.clone());
     let without = without.filter(|target| !taken.contains(&target)).collect();
@@ -48,13 +50,17 @@ pub(super) fn point(case: &Case<'_>, wanted: &[Wanted<'_>]) -> PointInTime {
     let memory = hold::saves_memory(case).then(|| case.names.saved_state());
     claims.extend(memory.iter().map(|path| Step::ClaimFile { path: path.clone() }));
     disks.extend(memory.iter().map(|path| shown_memory(case, path.clone())));
+    let nothing_is_written = overlays.is_empty() && memory.is_none();
     let request = OverlayRequest { domain: domain.clone(), overlays: overlays.clone(), memory, without };
     let mut release = offline::stops(&services);
     for overlay in &overlays {
         let merge = Undo::MergeOverlay { domain: domain.clone(), overlay: overlay.clone() };
         release.entry(overlay.target.clone()).or_default().push(merge);
     }
-    let mut take = hold::atomically(case, vec![Step::TakeOverlays(request)]);
+    let mut take = match nothing_is_written {
+        true => Vec::new(),
+        false => hold::atomically(case, vec![Step::TakeOverlays(request)]),
+    };
     take.extend(services.into_iter().map(Step::ServeImage));
     let mut notes = hold::notes(case);
     if case.purpose == Purpose::View {

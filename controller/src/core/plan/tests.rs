@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::*;
-use crate::core::domain::{Format, HostCache, Source};
+use crate::core::domain::{Access, Format, HostCache, Source};
 use crate::core::facts::*;
 use crate::core::names::{CheckpointName, Places, Uuid};
 use crate::core::options::{
@@ -443,6 +443,24 @@ fn images_on_one_volume_share_a_snapshot_for_which_the_guest_is_suspended() {
     let (view, unmount) =
         (at(|u| matches!(u, Undo::StopView(_))), at(|u| matches!(u, Undo::UnmountVolume { .. })));
     assert!(view < unmount && unmount < at(|u| matches!(u, Undo::RemoveVolume { .. })), "{undos:?}");
+}
+
+#[test]
+fn a_disk_that_the_guest_cannot_write_to_gets_no_overlay() {
+    let mut given = given();
+    given.options.method = MethodChoice::External;
+    given.domain.disks[1].access = Access::ReadOnly;
+    let plan = given.decide().unwrap();
+    let overlays = plan.steps.iter().find_map(|step| match step {
+        Step::TakeOverlays(request) => Some((request.overlays.clone(), request.without.clone())),
+        _ => None,
+    });
+    let (overlays, without) = overlays.unwrap();
+    assert_eq!((overlays.len(), &overlays[0].target, without), (1, &target("vda"), vec![target("vdb")]));
+    assert_eq!(spec_of(&plan).disks.len(), 2);
+    given.domain.disks[0].access = Access::ReadOnly;
+    let plan = given.decide().unwrap();
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::TakeOverlays(_))), "{plan}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{
-    Backup, Form, Known, Plan, Refusal, Standing, Step, make_tpm, partial_of, tpm_cannot_move, tpm_files,
-    without_tpm,
+    Backup, Form, JOINED, Known, Plan, Refusal, Standing, Step, make_tpm, partial_of, tpm_cannot_move,
+    tpm_files, without_tpm,
 };
 use crate::core::domain::{DomainId, Format, Source};
 use crate::core::names::{Target, Uuid, VmName};
@@ -107,7 +107,7 @@ pub fn plan(backup: &Backup, wish: &BootWish, facts: &BootFacts, names: &BootNam
     for target in wanted(backup, wish) {
         let from = backup.disks.get(target).expect("looked for among the obstacles").clone();
         let (point, to) = (names.view(target), names.overlay(wish, target));
-        let over = point.join("image");
+        let over = point.join(JOINED);
         steps.push(Step::Join { target: target.clone(), from, point });
         steps.push(Step::Overlay { target: target.clone(), over, to });
     }

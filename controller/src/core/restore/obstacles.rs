@@ -75,6 +75,11 @@ fn domain_in_the_way(backup: &Backup, wish: &Wish, facts: &Facts) -> Vec<String>
             ));
         } else if known.activity == Activity::Active {
             reasons.push(format!("{} runs: shut it off first, or restore under another --name", own.name));
+        } else if known.activity == Activity::Saved {
+            reasons.push(format!(
+                "{0} has saved memory, which belongs to its disks as they are: start it, or virsh managedsave-remove {0}",
+                own.name
+            ));
         } else if wish.existing == Existing::Protected {
             reasons.push(format!(
                 "{} is defined: --force puts the backup in its place, --name restores beside it",

@@ -1,5 +1,5 @@
 //! A domain that touches nothing of its host but its disks: for a guest that runs beside its original.
-//! What is not known to be harmless goes.
+//! What is not known to be harmless goes; so does the program that runs it: libvirt knows which one it has for its machine.
 
 use std::path::Path;
 
@@ -9,9 +9,8 @@ use super::RewriteError;
 use super::edits::{Done, Edits, child, children, escape_attribute, is, path_text};
 
 /// Devices that are QEMU's own, and have nothing of the host behind them.
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 14] = [
     "disk",
-    "emulator",
     "controller",
     "input",
     "video",
@@ -28,6 +27,8 @@ const HARMLESS: [&str; 15] = [
 ];
 /// What belongs to a network card, not to what it is connected to.
 const OF_THE_CARD: [&str; 9] = ["mac", "model", "driver", "address", "alias", "boot", "rom", "acpi", "link"];
+/// What belongs to a drive, not to what is in it.
+const OF_THE_DRIVE: [&str; 5] = ["target", "readonly", "address", "alias", "boot"];
 /// What belongs to a port, not to what it is connected to.
 const OF_THE_PORT: [&str; 3] = ["target", "address", "alias"];
 /// libvirt's elements for words to QEMU, in a namespace of their own.
@@ -47,6 +48,7 @@ pub(super) fn edit(domain: Node<'_, '_>, console: Option<&Path>, edits: &mut Edi
             match name {
                 _ if goes(node) => edits.remove(node),
                 "interface" => unplug(node, edits)?,
+                "disk" if matches!(node.attribute("device"), Some("cdrom" | "floppy")) => eject(node, edits)?,
                 "graphics" => {
                     edits.replace(node, "<graphics type='vnc' autoport='yes' listen='127.0.0.1'/>".to_owned())
                 }
@@ -92,6 +94,16 @@ pub(super) fn goes(node: Node<'_, '_>) -> bool {
         "tpm" => !backend("emulator"),
         other => !HARMLESS.contains(&other),
     }
+}
+
+/// A drive stays, and what was in it does not.
+fn eject(drive: Node<'_, '_>, edits: &mut Edits<'_>) -> Done {
+    for inner in drive.children().filter(|inner| inner.is_element()) {
+        if !OF_THE_DRIVE.iter().any(|name| is(inner, name)) {
+            edits.remove(inner);
+        }
+    }
+    edits.set_attribute(drive, "type", "file")
 }
 
 /// The guest keeps its card. `user` needs nothing of the host, and with its link down nothing passes.

@@ -468,6 +468,18 @@ fn any_filler() -> impl Strategy<Value = String> {
     ]
 }
 
+#[test]
+fn an_isolated_domain_runs_no_program_of_its_backup_and_has_nothing_in_its_drives() {
+    let xml = "<domain><name>m</name><devices><emulator>/backup/evil</emulator><disk type='block' device='cdrom'><driver name='qemu' type='raw'/>\
+               <source dev='/dev/sda'/><target dev='sda' bus='sata'/><readonly/></disk></devices></domain>";
+    let surroundings = Surroundings::Isolated { console: None };
+    let isolated = domain(xml, &Changes { surroundings, ..Changes::none() }).unwrap();
+    assert_eq!(
+        isolated,
+        "<domain><name>m</name><devices><disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk></devices></domain>"
+    );
+}
+
 proptest! {
     #[test]
     fn every_byte_outside_of_the_path_stays_and_the_path_is_read_back(

@@ -177,12 +177,20 @@ fn known(domain: &Domain) -> Result<Known> {
     let flags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
     Ok(Known {
         id: DomainId { name, uuid },
-        activity: if active(domain)? { Activity::Active } else { Activity::Inactive },
+        activity: activity_of(domain)?,
         persistence: match domain.is_persistent().map_err(told)? {
             true => Definition::Persistent,
             false => Definition::Transient,
         },
         definition: domain.xml_desc(flags).map_err(told)?,
+    })
+}
+
+fn activity_of(domain: &Domain) -> Result<Activity> {
+    Ok(match (active(domain)?, domain.has_managed_save(0).map_err(told)?) {
+        (true, _) => Activity::Active,
+        (false, true) => Activity::Saved,
+        (false, false) => Activity::Inactive,
     })
 }
 
@@ -192,7 +200,7 @@ fn images_of(
     domain: &Domain,
     images: &mut Vec<InUse>,
 ) -> Result<()> {
-    let activity = if active(domain)? { Activity::Active } else { Activity::Inactive };
+    let activity = activity_of(domain)?;
     // What runs may differ from what is defined, and both count.
     for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
         let described = domain::Domain::parse(&domain.xml_desc(flags).map_err(told)?)?;
@@ -237,5 +245,13 @@ pub(crate) fn file_id(path: &Path) -> Option<FileId> {
     if kind.is_file() {
         return Some(FileId::File { device: metadata.dev(), inode: metadata.ino() });
     }
-    kind.is_block_device().then(|| FileId::Device { number: metadata.rdev() })
+    if !kind.is_block_device() {
+        return None;
+    }
+    let number = metadata.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    // A loop device is its file.
+    let backing = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"));
+    let file = backing.ok().and_then(|file| file_id(Path::new(file.trim_end_matches('\n'))));
+    file.or(Some(FileId::Device { number }))
 }

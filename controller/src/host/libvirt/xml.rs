@@ -12,7 +12,7 @@ use crate::core::names::Target;
 use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest, export_bitmap};
 
 /// `<domainbackup>` for all disks of a request; the export of a disk has the name of its target.
-pub(super) fn backup_of(request: &BackupRequest) -> String {
+pub(super) fn backup_of(request: &BackupRequest, socket: &Path) -> String {
     let mut disks = String::new();
     for disk in &request.disks {
         let incremental = match &disk.tracking {
@@ -35,7 +35,7 @@ pub(super) fn backup_of(request: &BackupRequest) -> String {
     for target in &request.without {
         put(&mut disks, format_args!("<disk name='{target}' backup='no'/>"));
     }
-    let socket = escaped(&request.socket.to_string_lossy());
+    let socket = escaped(&socket.to_string_lossy());
     format!(
         "<domainbackup mode='pull'><server transport='unix' socket='{socket}'/><disks>{disks}</disks></domainbackup>"
     )
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn every_disk_is_named_and_no_path_can_leave_its_attribute() {
-        let xml = backup_of(&request());
+        let xml = backup_of(&request(), Path::new("/run/a&b/nbd.sock"));
         let document = Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|node| node.has_tag_name("disk")).collect();
         let column =

@@ -2,7 +2,7 @@
 //! The daemon's steps are effects of their own: it can hang or die between any two.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use chunkfs::serve::Told;
@@ -49,6 +49,11 @@ impl Processes for SimHost {
 
     fn mounted_at(&self, path: &Path) -> Result<Option<String>> {
         self.ask(|world| Ok(world.mounts.get(path).map(|mount| mount.source.clone())))
+    }
+
+    fn mounted_below(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        let below = |point: &&PathBuf| point.starts_with(dir) && **point != dir;
+        self.ask(|world| Ok(world.mounts.keys().find(below).cloned()))
     }
 
     fn start_view(&self, service: &ViewService) -> Result<ProcessId> {
