@@ -67,6 +67,18 @@ pub struct Kept {
     pub bytes: Option<Bytes>,
 }
 
+impl Kept {
+    /// Its name in the list of digests, which are those of what was compressed.
+    pub fn listed_as(&self) -> &str {
+        match self.form {
+            Form::Compressed(compression) => {
+                self.name.strip_suffix(compression.extension()).unwrap_or(&self.name)
+            }
+            Form::Chunks | Form::Raw | Form::Qcow2 => &self.name,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {

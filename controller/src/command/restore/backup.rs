@@ -103,7 +103,7 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
         found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
     if kind != Kind::Tree
         && names.contains(&list)
-        && let Some(kept) = disks.values().find(|kept| !digests.contains_key(&kept.name))
+        && let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as()))
     {
         bail!(
             "{list} is not whole: {} is not in it; without {list} it would be restored unverified",

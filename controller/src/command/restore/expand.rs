@@ -120,13 +120,7 @@ fn fill(reader: &mut dyn Read, piece: &mut [u8]) -> std::io::Result<usize> {
 
 /// With what was written down when the disk was dumped.
 pub(super) fn compare(opened: &Opened, from: &Kept, digest: blake3::Hash) -> Result<(), Failed> {
-    let name = match from.form {
-        Form::Compressed(compression) => {
-            from.name.strip_suffix(compression.extension()).unwrap_or(&from.name)
-        }
-        _ => &from.name,
-    };
-    match opened.digests.get(name) {
+    match opened.digests.get(from.listed_as()) {
         Some(expected) if *expected != digest => Err(Failed {
             error: anyhow!("{} is damaged: its digest differs", opened.path(&from.name).display()),
             is_damage: true,
