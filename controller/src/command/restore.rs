@@ -14,16 +14,16 @@ mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use chunkfs::watch::Watch;
 
 use crate::core::names::{Names, Places, Target, Uuid};
-use crate::core::restore::{self, Backup, Facts, FileId, Identity, Plan, Standing, Wish};
+use crate::core::restore::{self, Backup, Facts, Identity, Plan, Standing, Wish};
 use crate::core::units::Bytes;
 use crate::host::definitions::Definitions;
+use crate::host::libvirt::file_id;
 use crate::host::{Files, Guard};
 
 use super::Failure;
@@ -225,15 +225,13 @@ fn standing(path: &Path) -> Result<Standing> {
         Err(error) => return Err(anyhow!(error).context(format!("look at {}", path.display()))),
     };
     let kind = metadata.file_type();
+    let Some(id) = file_id(path) else { return Ok(Standing::Other) };
     if kind.is_file() {
-        return Ok(Standing::File(FileId::File { device: metadata.dev(), inode: metadata.ino() }));
-    }
-    if !kind.is_block_device() {
-        return Ok(Standing::Other);
+        return Ok(Standing::File(id));
     }
     let mut device = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
     let bytes = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0))?;
-    Ok(Standing::Block { id: FileId::Device { number: metadata.rdev() }, bytes: Bytes(bytes) })
+    Ok(Standing::Block { id, bytes: Bytes(bytes) })
 }
 
 /// Drives whose medium is a file or device that is not here: with it, the guest would not start.
