@@ -9,6 +9,7 @@ use tests::image::noise;
 use tests::libvirt::{
     Disk, Guest, Lab, Ran, content_of, first_difference, names_in, virsh, virsh_ok, with_libvirt,
 };
+use tests::process::run_well;
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 8 }, Disk { format: "raw", mib: 4 }];
 /// What the file system has room for, in KiB: for not even a lock, for parts of the first disk and of the second, for both
@@ -21,11 +22,6 @@ fn text(path: impl AsRef<Path>) -> String {
     path.as_ref().to_str().unwrap().to_owned()
 }
 
-fn run_ok(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// A running guest with disks that nothing can compress.
 fn guest(lab: &Lab) -> Guest {
     let mut guest = lab.guest_off("mail01", &DISKS);
@@ -33,7 +29,7 @@ fn guest(lab: &Lab) -> Guest {
         *content = noise(disk.mib, content.len());
         let raw = lab.path("noise");
         fs::write(&raw, content).unwrap();
-        run_ok("qemu-img", &["convert", "-n", "-f", "raw", "-O", disk.format, &text(&raw), &text(image)]);
+        run_well("qemu-img", &["convert", "-n", "-f", "raw", "-O", disk.format, &text(&raw), &text(image)]);
     }
     guest.start();
     guest
@@ -47,18 +43,18 @@ struct Small {
 impl Small {
     fn mount(dir: PathBuf) -> Small {
         fs::create_dir_all(&dir).unwrap();
-        run_ok("mount", &["-t", "tmpfs", "-o", "size=4k", "small", &text(&dir)]);
+        run_well("mount", &["-t", "tmpfs", "-o", "size=4k", "small", &text(&dir)]);
         Small { dir }
     }
 
     fn resize(&self, kib: u64) {
-        run_ok("mount", &["-o", &format!("remount,size={kib}k"), &text(&self.dir)]);
+        run_well("mount", &["-o", &format!("remount,size={kib}k"), &text(&self.dir)]);
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        run_ok("umount", &["-l", &text(&self.dir)]);
+        run_well("umount", &["-l", &text(&self.dir)]);
     }
 }
 

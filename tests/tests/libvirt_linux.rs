@@ -3,24 +3,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tests::libvirt::{Agent, Lab, Linux, lines_in, names_in, virsh_ok, with_libvirt};
+use tests::process::run_well;
 
 fn text(path: impl AsRef<Path>) -> String {
     path.as_ref().to_str().unwrap().to_owned()
-}
-
-fn run_ok(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What a backup tool keeps of a view.
 fn keep_tree(lab: &Lab, name: &str, words: &[&str]) -> PathBuf {
     lab.run(&[&["chunkmount", "mail01"], words].concat()).ok();
     let kept = lab.path(name);
-    run_ok("rsync", &["-a", &format!("{}/", text(lab.path("b/mail01"))), &text(&kept)]);
+    run_well("rsync", &["-a", &format!("{}/", text(lab.path("b/mail01"))), &text(&kept)]);
     lab.run(&["cleanup", "mail01"]).ok();
     kept
 }
@@ -29,7 +24,7 @@ fn keep_tree(lab: &Lab, name: &str, words: &[&str]) -> PathBuf {
 fn keep_dump(lab: &Lab, name: &str, words: &[&str]) -> PathBuf {
     lab.run(words).ok();
     let kept = lab.path(name);
-    run_ok("cp", &["-a", &text(lab.path("b/mail01")), &text(&kept)]);
+    run_well("cp", &["-a", &text(lab.path("b/mail01")), &text(&kept)]);
     lab.run(&["cleanup", "mail01"]).ok();
     kept
 }
@@ -80,7 +75,7 @@ fn libvirt_a_linux_that_writes_comes_back_from_every_form_of_backup_with_every_l
             // Looked at in a copy, so that the guest itself finds what its backup was.
             let copy = to.join("copy");
             let convert = ["convert", "-f", format, "-O", "raw", &text(&image), &text(&copy)];
-            run_ok("qemu-img", &convert);
+            run_well("qemu-img", &convert);
             let lines = lines_in(&copy);
             println!("{name}: {lines} lines; {before} were printed before, {after} some lines later");
             assert!((*before..=*after).contains(&lines), "{name}: {lines} of {before} to {after}");

@@ -11,6 +11,7 @@ use tests::libvirt::{
     Disk, Guest, Lab, LogicalVolume, OwnFileSystem, Provisioning, Storage as Kept, in_vm, virsh_ok,
     with_libvirt, workspace,
 };
+use tests::process::run_well;
 
 const METHODS: [(&str, &[&str]); 5] = [
     ("pull", &["--method=pull"]),
@@ -98,11 +99,6 @@ const STORAGES: [Storage; 11] = [
     },
 ];
 
-fn run(program: &str, words: &[&str]) {
-    let status = Command::new(program).args(words).stdout(std::process::Stdio::null()).status().unwrap();
-    assert!(status.success(), "{program} {words:?}");
-}
-
 /// A server that is ended with the test.
 struct Server(Option<Child>);
 
@@ -121,10 +117,10 @@ fn prepare(guest: &Guest, special: Special) -> Server {
         Special::Nothing | Special::Volumes(_) | Special::OnVolume => Server(None),
         Special::Chain => {
             let below = |number: u32| image.with_extension(format!("below{number}"));
-            run("qemu-img", &["create", "-q", "-f", "qcow2", below(1).to_str().unwrap(), "4M"]);
+            run_well("qemu-img", &["create", "-q", "-f", "qcow2", below(1).to_str().unwrap(), "4M"]);
             for (file, base) in [(below(2), below(1)), (image.clone(), below(2))] {
                 let (file, base) = (file.to_str().unwrap(), base.to_str().unwrap());
-                run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", file]);
+                run_well("qemu-img", &["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", file]);
             }
             Server(None)
         }

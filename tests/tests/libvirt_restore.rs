@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tests::libvirt::{
     Disk, Guest, Lab, LoopDevice, content_of, names_if_any, names_in, virsh, virsh_ok, with_libvirt,
 };
+use tests::process::run_well;
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 
@@ -38,11 +39,6 @@ fn target(lab: &Lab) -> PathBuf {
     let dir = lab.path("restored");
     fs::create_dir_all(&dir).unwrap();
     dir
-}
-
-fn run_ok(program: &str, words: &[&str]) {
-    let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn assert_same(image: &Path, format: &str, expected: &[u8]) {
@@ -175,7 +171,7 @@ fn libvirt_no_disk_of_a_domain_is_overwritten_unasked_and_none_that_runs() {
         let (base, overlay) = (lab.path("images").join("base.raw"), lab.path("images").join("overlay.qcow2"));
         fs::rename(&other.images[0], &base).unwrap();
         let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &text(&base), &text(&overlay)];
-        run_ok("qemu-img", &words);
+        run_well("qemu-img", &words);
         let over = xml("other")
             .replace("type='raw'", "type='qcow2'")
             .replace(&text(&other.images[0]), &text(&overlay));
@@ -191,7 +187,7 @@ fn libvirt_no_disk_of_a_domain_is_overwritten_unasked_and_none_that_runs() {
         let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
         let disk = format!("--disk=vda={device}");
         let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &to, &disk, "--force"]);
-        run_ok("losetup", &["--detach", &device]);
+        run_well("losetup", &["--detach", &device]);
         assert!(ran.status == 1 && ran.stderr.contains("is in use: mail01 runs with it"), "{ran:?}");
         virsh_ok(&["managedsave", "mail01"]);
         let ran = lab.run(&["restore", &tree(lab), "--force"]);
@@ -277,10 +273,10 @@ fn libvirt_what_fails_half_way_leaves_everything_as_it_was() {
         assert_eq!(names_in(&dir), [""; 0]);
         fs::write(&copy, good).unwrap();
         // A full disk.
-        run_ok("mount", &["-t", "tmpfs", "-o", "size=5m", "tmpfs", &text(&dir)]);
+        run_well("mount", &["-t", "tmpfs", "-o", "size=5m", "tmpfs", &text(&dir)]);
         let ran = lab.run(&["restore", &tree(lab), "--name=mail02", &format!("--to={}", dir.display())]);
         let left = names_in(&dir);
-        run_ok("umount", &[&text(&dir)]);
+        run_well("umount", &[&text(&dir)]);
         assert_eq!((ran.status, is_defined("mail02")), (1, false), "{ran:?}");
         assert!(ran.stderr.contains("No space left on device"), "{ran:?}");
         assert_eq!(left, [""; 0]);
@@ -366,7 +362,7 @@ fn libvirt_a_restore_that_is_killed_leaves_partial_names_and_a_repeat_succeeds()
 fn kept_dump(lab: &Lab, words: &[&str]) -> PathBuf {
     lab.run(&[&["dump", "mail01"], words].concat()).ok();
     let dir = lab.path(&format!("dump{}", words.concat()));
-    run_ok("cp", &["-a", &text(lab.path("b").join("mail01")), &text(&dir)]);
+    run_well("cp", &["-a", &text(lab.path("b").join("mail01")), &text(&dir)]);
     lab.run(&["cleanup", "mail01"]).ok();
     dir
 }
@@ -590,11 +586,11 @@ fn libvirt_a_hostile_backup_leads_nowhere() {
         fs::remove_file(&image).unwrap();
         std::os::unix::fs::symlink(&secret, &image).unwrap();
         refused("symbolic link");
-        run_ok("mkfifo", &[&text(&image)]);
+        run_well("mkfifo", &[&text(&image)]);
         refused("a FIFO");
         // An image that would have whoever reads it read another file.
         let qcow2 = dump.join("mail01_vdb.qcow2");
-        run_ok(
+        run_well(
             "qemu-img",
             &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &text(&secret), &text(&qcow2), "8M"],
         );
@@ -605,7 +601,7 @@ fn libvirt_a_hostile_backup_leads_nowhere() {
         // The header of another format in a raw disk is the guest's own data.
         fs::write(&image, &good).unwrap();
         let header = lab.path("header.qcow2");
-        run_ok(
+        run_well(
             "qemu-img",
             &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &text(&secret), &text(&header), "8M"],
         );

@@ -11,9 +11,8 @@ use crate::mount::control::DiskStatus;
 use crate::mount::session;
 use crate::resolve::{Resolver, Tracked, check_sample};
 use crate::source::Source;
+use crate::source::image::open_whatever;
 use crate::view::{ChunksRead, Disk, Layout, Owner, PlainFile, Stamps, WholeView, check_names};
-use rustix::fs::{Mode, OFlags};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -125,8 +124,7 @@ fn with_index(
 
 /// Of a regular file: a device may have no end, and a FIFO no writer.
 fn read_plain(path: &Path) -> std::io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let mut file = open_whatever(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
     }

@@ -49,9 +49,7 @@ pub struct ImageSource {
 impl ImageSource {
     /// Errors: the file is missing, not readable, or neither a regular file nor a block device.
     pub fn open(path: &Path) -> io::Result<ImageSource> {
-        // A FIFO would block the open for ever, and a device with a driver behind it might act on it.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let file = open_whatever(path)?;
         let stat = stat_when_written(&file)?;
         let (bytes, identity) = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => (stat.st_size as u64, Some(identity_of(&stat))),
@@ -141,6 +139,12 @@ impl Source for ImageSource {
     fn describe(&self) -> String {
         self.path.display().to_string()
     }
+}
+
+/// A FIFO would block the open for ever, and a device with a driver behind it might act on it.
+pub(crate) fn open_whatever(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
 /// Who writes by way of a memory map changes the times only with the first write to a page since that was on the disk. So

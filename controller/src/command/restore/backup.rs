@@ -90,25 +90,22 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
             "there is {stem}.xml, and none of its disks: neither {stem}_vda/, nor {stem}_vda.img, nor vda.qcow2"
         ),
     };
+    let mut disks: BTreeMap<Target, Kept> =
+        found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
     let mut notes = Vec::new();
     let list = format!("{stem}.b3");
     let mut digests = BTreeMap::new();
     if names.contains(&list) && kind != Kind::Tree {
         digests =
             manifest::digests(&text(directory, &list)?).with_context(|| format!("understand {list}"))?;
+        if let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as())) {
+            bail!(
+                "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
+                kept.name
+            );
+        }
     } else if kind != Kind::Tree {
         notes.push("there are no digests of this backup: it cannot be verified".to_owned());
-    }
-    let mut disks: BTreeMap<Target, Kept> =
-        found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
-    if kind != Kind::Tree
-        && names.contains(&list)
-        && let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as()))
-    {
-        bail!(
-            "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
-            kept.name
-        );
     }
     if kind == Kind::Tree {
         lengths(directory, &names, &stem, &mut disks)?;

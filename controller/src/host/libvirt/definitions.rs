@@ -187,11 +187,11 @@ fn known(domain: &Domain) -> Result<Known> {
 }
 
 fn activity_of(domain: &Domain) -> Result<Activity> {
-    Ok(match (active(domain)?, domain.has_managed_save(0).map_err(told)?) {
-        (true, _) => Activity::Active,
-        (false, true) => Activity::Saved,
-        (false, false) => Activity::Inactive,
-    })
+    if active(domain)? {
+        return Ok(Activity::Active);
+    }
+    let is_saved = domain.has_managed_save(0).map_err(told)?;
+    Ok(if is_saved { Activity::Saved } else { Activity::Inactive })
 }
 
 fn images_of(
