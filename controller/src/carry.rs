@@ -18,13 +18,10 @@ mod partial;
 mod tests;
 mod tree;
 
-use std::fs::File;
-use std::io::Write;
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
-use chunkfs::core::digest::is_zero;
+use chunkfs::bulk::Bulk;
 use chunkfs::source::Source;
 use chunkfs::watch::Watch;
 
@@ -72,8 +69,6 @@ pub struct Carried {
 const BLOCK: u64 = 1 << 20;
 /// A frame of zstd ends where nothing is remembered: a longer one compresses better.
 const ZSTD_BLOCK: u64 = 4 << 20;
-/// The unit that is left out when it is zero: that of most file systems.
-const SPARSE_UNIT: usize = 4096;
 
 /// Can disks be compressed so on this machine? To be asked before anything is touched.
 pub fn check_available(compression: Compression) -> Result<(), CarryError> {
@@ -167,34 +162,17 @@ fn raw(
             }
         })
     };
+    let mut bulk = Bulk::default();
     let write = |block: Option<(u64, Vec<u8>)>| {
         let Some((offset, bytes)) = block else { return Ok(()) };
-        let written = write_sparse(file, offset, &bytes);
+        // The file has just been made: all of it is a hole.
+        let written = bulk.write_sparse_at(file, &bytes, offset);
         spare().push(bytes);
         written.map_err(|(at, error)| partial.error("writing", at, error))
     };
     let reading = Reading { source, block_len: BLOCK, options, watch };
     let digest = blocks::for_each(&reading, || Ok(()), take, write)?;
     Ok(Carried { bytes: Bytes(len), digest })
-}
-
-/// Leaves out what is zero: the file has just been made, so it is a hole.
-fn write_sparse(file: &File, offset: u64, bytes: &[u8]) -> Result<(), (u64, std::io::Error)> {
-    let mut at = 0;
-    while at < bytes.len() {
-        let unit = |at: usize| &bytes[at..bytes.len().min(at + SPARSE_UNIT)];
-        let zero = is_zero(unit(at));
-        let mut end = at;
-        while end < bytes.len() && is_zero(unit(end)) == zero {
-            end += unit(end).len();
-        }
-        if !zero {
-            let offset = offset + at as u64;
-            file.write_all_at(&bytes[at..end], offset).map_err(|error| (offset, error))?;
-        }
-        at = end;
-    }
-    Ok(())
 }
 
 /// Every block becomes a whole member or frame of its own, so that all cores can be at it.
@@ -209,10 +187,11 @@ fn encoded(
     let encoder = || encode::Encoder::new(options.compression).map_err(failed);
     // A disk may have a million blocks of zeros.
     let zeros = encoder()?.encode(&vec![0; block_len as usize]).map_err(failed)?;
-    let mut output = partial.file();
+    let mut bulk = Bulk::default();
     let mut written = 0;
     let mut append = |bytes: &[u8]| {
-        output.write_all(bytes).map_err(|error| partial.error("writing", written, error))?;
+        bulk.write_all_at(partial.file(), bytes, written)
+            .map_err(|error| partial.error("writing", written, error))?;
         written += bytes.len() as u64;
         Ok(())
     };

@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) places: Places,
     /// Set by a signal: whatever is being built up is taken back.
     interrupted: Arc<AtomicBool>,
+    /// Set by the one signal that a terminal does not send to a command of ours as well.
+    terminated: Arc<AtomicBool>,
     own_command: Vec<String>,
     chunkfs: PathBuf,
     quiet: bool,
@@ -74,6 +76,8 @@ impl Context {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
         }
+        let terminated = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))?;
         let chunkfs: PathBuf =
             std::env::var_os("CHUNKFS").map_or_else(|| exec::beside_us("chunkfs"), Into::into);
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
@@ -82,6 +86,7 @@ impl Context {
             machine: Machine::new(chunkfs.clone(), common.connect.clone(), own_command.clone()),
             places: common.places()?,
             interrupted,
+            terminated,
             own_command,
             chunkfs,
             quiet: common.quiet,
@@ -272,7 +277,7 @@ impl Context {
         if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
         }
-        let ran = exec::run_attached(words);
+        let ran = exec::run_attached(words, &self.terminated);
         let cleaned = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 0);
         match (ran, cleaned) {
             (_, status) if status != 0 => status,

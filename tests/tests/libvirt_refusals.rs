@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tests::libvirt::{Disk, virsh_ok, with_libvirt};
+use tests::process;
 
 const SMALL: Disk = Disk { format: "qcow2", mib: 4 };
 
@@ -92,6 +94,15 @@ fn libvirt_run_cleans_up_whatever_becomes_of_the_command() {
             assert_eq!(ran.status, status, "{ran:?}");
             lab.assert_nothing_left(&guest);
         }
+        // Whoever ends us means the command, too.
+        let begun = lab.path("begun");
+        let script = format!("touch {}; exec sleep 60", begun.display());
+        let ran = lab.spawn(&["run", "mail01", "--", "sh", "-c", &script]);
+        process::until("the command to run", process::LIMIT, || begun.exists());
+        kill_process(Pid::from_child(&ran), Signal::TERM).unwrap();
+        let ran = ran.wait_with_output().unwrap();
+        assert_eq!(ran.status.code(), Some(128 + 15), "{ran:?}");
+        lab.assert_nothing_left(&guest);
     });
 }
 

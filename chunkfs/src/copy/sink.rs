@@ -4,6 +4,7 @@
 use super::RestoreError;
 use super::blocks::{Action, Before, runs};
 use super::pieces::Piece;
+use crate::bulk::Bulk;
 use crate::core::digest::is_zero;
 use crate::core::geometry::ByteRange;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -45,6 +46,7 @@ pub(super) struct Sink {
     /// What is overwritten with zeros, for good, before the first change elsewhere.
     held_back: Option<ByteRange>,
     punches: Vec<FallocateFlags>,
+    bulk: Bulk,
     old: Vec<u8>,
     changed: bool,
     /// Bytes that were written.
@@ -68,6 +70,7 @@ impl Sink {
             content,
             held_back: None,
             punches,
+            bulk: Bulk::default(),
             old: Vec::new(),
             changed: false,
             written: 0,
@@ -154,7 +157,7 @@ impl Sink {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         self.before_change()?;
-        self.file.write_all_at(bytes, offset).map_err(self.error("writing to"))?;
+        self.bulk.write_all_at(&self.file, bytes, offset).map_err(self.error("writing to"))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -230,12 +233,13 @@ impl Sink {
         rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, range.len())
     }
 
-    fn write_zeros(&self, range: ByteRange) -> Result<(), RestoreError> {
+    fn write_zeros(&mut self, range: ByteRange) -> Result<(), RestoreError> {
         let zeros = vec![0; range.len().min(STEP) as usize];
         let mut at = range.start;
         while at < range.end {
             let len = (range.end - at).min(STEP);
-            self.file.write_all_at(&zeros[..len as usize], at).map_err(self.error("writing to"))?;
+            let zeros = &zeros[..len as usize];
+            self.bulk.write_all_at(&self.file, zeros, at).map_err(self.error("writing to"))?;
             at += len;
         }
         Ok(())

@@ -7,16 +7,20 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::umask;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, umask};
 
 /// How long what a program said may take to arrive once it has ended: a daemon that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a command may go on when we were told to end.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
 
 /// Runs a program until it ends, and fails unless it ends well.
 pub(crate) fn run(program: &Path, arguments: &[OsString], within: Duration) -> Result<()> {
@@ -107,11 +111,25 @@ fn with_callers_umask<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-/// Runs a program of the user's, with our own input and output.
-pub fn run_attached(words: &[OsString]) -> Result<std::process::ExitStatus> {
+/// Runs a program of the user's, with our own input and output. Once `terminated`, so is the program, and waited for.
+pub fn run_attached(words: &[OsString], terminated: &AtomicBool) -> Result<std::process::ExitStatus> {
     let (program, arguments) = words.split_first().context("there is no command to run")?;
+    let running = || format!("run {}", program.display());
     let started = with_callers_umask(|| Command::new(program).args(arguments).spawn());
-    started.and_then(|mut child| child.wait()).with_context(|| format!("run {}", program.display()))
+    let mut child = started.with_context(running)?;
+    std::thread::scope(|scope| {
+        let (_ended, end) = mpsc::channel::<()>();
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).with_context(running);
+        scope.spawn(move || {
+            while end.recv_timeout(TOLD_WITHIN) == Err(RecvTimeoutError::Timeout) {
+                if terminated.load(Ordering::SeqCst) {
+                    // An error says that it has just ended.
+                    return drop(process.map(|process| pidfd_send_signal(&process, Signal::TERM)));
+                }
+            }
+        });
+        child.wait().with_context(running)
+    })
 }
 
 /// Can this program be started? By its path, or found as it would be.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use chunkfs::core::digest::is_zero;
+use chunkfs::bulk::Bulk;
 use chunkfs::watch::Watch;
 use rustix::fs::OFlags;
 
@@ -20,7 +20,6 @@ use super::backup::Opened;
 use super::image;
 
 const PIECE: usize = 1 << 20;
-const BLOCK: usize = 4096;
 
 /// Its length and its digest.
 pub(super) fn digest(
@@ -34,12 +33,10 @@ pub(super) fn digest(
 pub(super) fn to_new_file(opened: &Opened, from: &Kept, to: &Path, watch: &dyn Watch) -> Result<(), Failed> {
     let file = image::new_file(to)?;
     let writing = || format!("write {}", to.display());
+    let mut bulk = Bulk::default();
     let (bytes, digest) = for_each(opened, from, watch, |at, piece| {
-        // The file is new: what is not written is zero.
-        for (number, block) in piece.chunks(BLOCK).enumerate().filter(|(_, block)| !is_zero(block)) {
-            file.write_all_at(block, at + (number * BLOCK) as u64).with_context(writing)?;
-        }
-        Ok(())
+        // The file is new: all of it is a hole.
+        bulk.write_sparse_at(&file, piece, at).map_err(|(_, error)| error).with_context(writing)
     })?;
     compare(opened, from, digest)?;
     Ok(file.set_len(bytes.0).and_then(|()| file.sync_all()).with_context(writing)?)
@@ -51,7 +48,7 @@ pub(super) fn to_device(opened: &Opened, from: &Kept, path: &Path, watch: &dyn W
     let device = OpenOptions::new().write(true).custom_flags(exclusive).open(path);
     let device = device.with_context(|| format!("open {} alone", path.display()))?;
     let writing = || format!("write {}", path.display());
-    let mut first = Vec::new();
+    let (mut first, mut bulk) = (Vec::new(), Bulk::default());
     let unfinished = |failed: Failed| Failed { is_unfinished: true, ..failed };
     let (_, digest) = for_each(opened, from, watch, |at, piece| {
         if at == 0 {
@@ -60,7 +57,7 @@ pub(super) fn to_device(opened: &Opened, from: &Kept, path: &Path, watch: &dyn W
             device.write_all_at(&nothing, 0).and_then(|()| device.sync_all()).with_context(writing)?;
             return Ok(());
         }
-        device.write_all_at(piece, at).with_context(writing)
+        bulk.write_all_at(&device, piece, at).with_context(writing)
     })
     .map_err(unfinished)?;
     compare(opened, from, digest).map_err(unfinished)?;

@@ -1,0 +1,115 @@
+//! Writes much to a file or device, so that it is on its way to the disk while more is written.
+//! Syncs nothing: whoever has to know that it is on the disk asks for that, and then has little left to wait for.
+
+use crate::core::digest::is_zero;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+/// Written by one call. A file system that keeps its cache in large pieces looks for memory in one piece as long as the
+/// call, which takes four times as long for 1 MiB as for 128 KiB (docs/performance.md).
+const PIECE: usize = 128 << 10;
+/// Sent on its way at once.
+const STRETCH: u64 = 8 << 20;
+/// What is left out where it is zero: the block of most file systems.
+const SPARSE_UNIT: usize = 4096;
+
+/// What was written to one file and is not on its way yet.
+#[derive(Debug, Default)]
+pub struct Bulk {
+    bytes: u64,
+    span: Option<Range<u64>>,
+}
+
+impl Bulk {
+    pub fn write_all_at(&mut self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for piece in bytes.chunks(PIECE) {
+            file.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+        let span = self.span.take().unwrap_or(offset..at);
+        let span = span.start.min(offset)..span.end.max(at);
+        self.bytes += bytes.len() as u64;
+        if self.bytes < STRETCH {
+            self.span = Some(span);
+        } else {
+            send_on_its_way(file, &span);
+            self.bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// To a place that is a hole: what is zero stays one. The error comes with the offset of what could not be written.
+    pub fn write_sparse_at(
+        &mut self,
+        file: &File,
+        bytes: &[u8],
+        offset: u64,
+    ) -> Result<(), (u64, io::Error)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let unit = |at: usize| &bytes[at..bytes.len().min(at + SPARSE_UNIT)];
+            let zero = is_zero(unit(at));
+            let mut end = at;
+            while end < bytes.len() && is_zero(unit(end)) == zero {
+                end += unit(end).len();
+            }
+            if !zero {
+                let offset = offset + at as u64;
+                self.write_all_at(file, &bytes[at..end], offset).map_err(|error| (offset, error))?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// A wish: what goes wrong on the way is told by the sync that follows, as it is without this.
+#[expect(unsafe_code, reason = "no crate has this call")]
+fn send_on_its_way(file: &File, span: &Range<u64>) {
+    let (Ok(start), Ok(len)) = (span.start.try_into(), (span.end - span.start).try_into()) else { return };
+    // SAFETY: a system call that takes numbers only; the descriptor is open for as long as `file` is.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn what_is_written_in_any_order_and_size_is_there_and_zeros_stay_holes() {
+        let file = tempfile::tempfile().unwrap();
+        let mut bulk = Bulk::default();
+        let mut expected = vec![0; 24 << 20];
+        // Longer than a stretch, backwards, a byte, and nothing.
+        for (offset, len) in [(12 << 20, 9 << 20), (1 << 20, 300 << 10), (5000, 1), (0, 0)] {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
+            expected[offset..offset + len].copy_from_slice(&bytes);
+            bulk.write_all_at(&file, &bytes, offset as u64).unwrap();
+        }
+        file.set_len(expected.len() as u64).unwrap();
+        let mut found = vec![1; expected.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == expected);
+
+        let sparse = tempfile::tempfile().unwrap();
+        sparse.set_len(expected.len() as u64).unwrap();
+        Bulk::default().write_sparse_at(&sparse, &expected, 0).unwrap();
+        sparse.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == expected);
+        assert!(sparse.metadata().unwrap().blocks() * 512 < 10 << 20);
+    }
+
+    #[test]
+    fn an_error_names_the_place() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut bytes = vec![0; 3 * SPARSE_UNIT];
+        bytes[2 * SPARSE_UNIT] = 1;
+        let (offset, error) = Bulk::default().write_sparse_at(&full, &bytes, 1 << 20).unwrap_err();
+        assert_eq!((offset, error.raw_os_error()), ((1 << 20) + 8192, Some(libc::ENOSPC)));
+    }
+}
