@@ -9,6 +9,7 @@
 //! - **Undoing what is not there is `AlreadyGone`,** not an error, also when the domain or the directory it was in is
 //!   gone. So every undo may be repeated.
 
+mod bitmaps;
 mod copying;
 pub mod definitions;
 pub mod exec;

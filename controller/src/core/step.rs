@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -155,12 +155,29 @@ pub enum CopyTo {
         name: String,
         clusters: Clusters,
     },
+    /// A qcow2 image with the snapshots in it, but without its dirty bitmaps.
+    AsItIs {
+        dir: PathBuf,
+        name: String,
+    },
     /// Into the input of a program.
     Program {
         words: Vec<String>,
         environment: Vec<(String, String)>,
         compression: Compression,
     },
+}
+
+impl CopyTo {
+    /// The directory and the name of the file that is made. None: a program has it.
+    pub fn file(&self) -> Option<(&Path, &str)> {
+        match self {
+            CopyTo::Image { dir, name, .. }
+            | CopyTo::AsItIs { dir, name }
+            | CopyTo::Qcow2 { dir, name, .. } => Some((dir, name)),
+            CopyTo::Program { .. } => None,
+        }
+    }
 }
 
 /// The files of a dump, all in one directory.
@@ -504,7 +521,9 @@ impl fmt::Display for CopyRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let target = &self.target;
         match &self.to {
-            CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. } => {
+            CopyTo::Image { dir, name, .. }
+            | CopyTo::AsItIs { dir, name }
+            | CopyTo::Qcow2 { dir, name, .. } => {
                 write!(f, "copy {target} to {}", dir.join(name).display())
             }
             CopyTo::Program { words, .. } => write!(f, "copy {target} into {}", words.join(" ")),

@@ -22,7 +22,7 @@ use crate::core::options::Clusters;
 use crate::core::step::{CopyRequest, CopyTo};
 use crate::core::viewspec::{Feed, Room};
 
-use super::exec;
+use super::{bitmaps, exec};
 
 /// A disk of many TiB takes days; a job that hangs is the user's to interrupt.
 const CONVERTED_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -49,6 +49,15 @@ pub(super) fn copy(request: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync
             carry::to_command(&*source, words, &environment, &options, &going)
                 .map(digest_of)
                 .map_err(Into::into)
+        }
+        CopyTo::AsItIs { dir, name } => {
+            let from = open(&request.feed)?;
+            let options = options(request, carry::Compression::None);
+            let directory = Directory::open(dir).with_context(|| format!("open {}", dir.display()))?;
+            carry::to_file(&*from, &directory, name, &options, &going)
+                .map(digest_of)
+                .map_err(Into::into)
+                .and_then(|digest| without_bitmaps(&dir.join(name), digest))
         }
         CopyTo::Qcow2 { dir, name, clusters } => convert(&request.feed, &dir.join(name), *clusters, &going),
     };
@@ -108,6 +117,18 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
         drop(std::fs::remove_file(&partial));
     }
     finished
+}
+
+/// QEMU goes back to no snapshot of an image that has a dirty bitmap, and here nobody would go on with it. Gives the
+/// digest that the image has then.
+fn without_bitmaps(image: &Path, digest: String) -> Result<String> {
+    let names = bitmaps::names(image)?;
+    names.iter().try_for_each(|name| bitmaps::remove(image, name))?;
+    if names.is_empty() {
+        return Ok(digest);
+    }
+    File::open(image)?.sync_all().context("bring it to the disk")?;
+    digest_of_file(image)
 }
 
 fn private_file(path: &Path) -> Result<()> {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::core::compression::Compression;
 use crate::core::domain::Format;
 use crate::core::facts::{Chain, Nvram, SnapshotFacts};
 use crate::core::names::{Target, VmName, is_file_name, partial_of};
@@ -53,9 +52,10 @@ pub fn archive(case: Case<'_>, options: &Archive, snapshots: &[SnapshotFacts]) -
         steps.push(Step::MakePrivateDir { path: dir.join("snapshots") });
     }
     for copy in &copies {
-        let (CopyTo::Image { name, .. } | CopyTo::Qcow2 { name, .. }) = &copy.to else { continue };
-        steps.extend([name.clone(), partial_of(name)].map(|name| Step::ClaimFile { path: dir.join(name) }));
-        names.push(name.clone());
+        let Some((_, name)) = copy.to.file() else { continue };
+        steps
+            .extend([name.to_owned(), partial_of(name)].map(|name| Step::ClaimFile { path: dir.join(name) }));
+        names.push(name.to_owned());
     }
     steps.extend(point.claims);
     let nvram = copy_nvram(&case, &dir.join(maker.nvram_name()));
@@ -181,8 +181,7 @@ impl Maker<'_> {
                         disk.target
                     ));
                 }
-                let (path, compression) = (path.to_owned(), Compression::None);
-                (Feed::Image { path }, CopyTo::Image { dir, name: name.clone(), compression })
+                (Feed::Image { path: path.to_owned() }, CopyTo::AsItIs { dir, name: name.clone() })
             }
             _ => {
                 let clusters = self.options.clusters;

@@ -110,8 +110,5 @@ fn environment(case: &Case<'_>, target: &Target) -> Vec<(String, String)> {
 }
 
 fn file_of(copy: &CopyRequest) -> Option<&str> {
-    match &copy.to {
-        CopyTo::Image { name, .. } | CopyTo::Qcow2 { name, .. } => Some(name),
-        CopyTo::Program { .. } => None,
-    }
+    copy.to.file().map(|(_, name)| name)
 }

@@ -6,14 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::Value;
 use virt::domain::Domain;
 use virt::sys;
 
 use crate::core::domain::{DomainId, Format};
 use crate::core::step::{Overlay, OverlayRequest};
 use crate::host::machine::Machine;
-use crate::host::{Entry, Files, Removal, exec};
+use crate::host::{Entry, Files, Removal, bitmaps, exec};
 
 use super::ffi::{self, JobEnd, Of};
 use super::{active, told, xml};
@@ -147,32 +146,14 @@ fn carry_bitmaps_over(overlay: &Overlay) -> Result<()> {
     if overlay.base_format != Format::Qcow2 {
         return Ok(());
     }
-    let qemu_img = Path::new("qemu-img");
-    let above = bitmaps(&overlay.overlay)?;
-    for name in bitmaps(&overlay.base)? {
-        let base = overlay.base.as_os_str();
-        let mut merge: Vec<OsString> = ["bitmap", "-f", "qcow2", "--merge", &name].map(Into::into).to_vec();
-        merge.extend(["-b".into(), overlay.overlay.clone().into(), "-F".into(), "qcow2".into()]);
-        merge.extend([base.to_owned(), name.clone().into()]);
-        let merged = above.contains(&name) && exec::run(qemu_img, &merge, OFFLINE_WITHIN).is_ok();
+    let above = bitmaps::names(&overlay.overlay)?;
+    for name in bitmaps::names(&overlay.base)? {
+        let merged = above.contains(&name) && bitmaps::merge(&overlay.base, &name, &overlay.overlay).is_ok();
         if !merged {
-            let mut remove: Vec<OsString> = ["bitmap", "-f", "qcow2", "--remove"].map(Into::into).to_vec();
-            remove.extend([base.to_owned(), name.clone().into()]);
-            exec::run(qemu_img, &remove, OFFLINE_WITHIN).with_context(|| format!("remove bitmap {name}"))?;
+            bitmaps::remove(&overlay.base, &name)?;
         }
     }
     Ok(())
-}
-
-fn bitmaps(image: &Path) -> Result<Vec<String>> {
-    let mut words: Vec<OsString> = ["info", "-f", "qcow2", "--output=json"].map(Into::into).to_vec();
-    words.push(image.into());
-    let text =
-        exec::output(Path::new("qemu-img"), &words, Duration::from_secs(60)).context("qemu-img info")?;
-    let info: Value = serde_json::from_slice(&text).context("understand qemu-img")?;
-    let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array();
-    let names = bitmaps.into_iter().flatten().filter_map(|bitmap| bitmap["name"].as_str());
-    Ok(names.map(str::to_owned).collect())
 }
 
 /// The proof: neither the running guest nor its definition mentions the overlay.

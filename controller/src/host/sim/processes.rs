@@ -10,7 +10,7 @@ use chunkfs::serve::Told;
 use crate::core::facts::{IndexedDisk, Trust};
 use crate::core::lock::{BootId, ProcessId};
 use crate::core::names::{JobId, Target, partial_of};
-use crate::core::step::{CopyRequest, CopyTo, ImageService, ViewService};
+use crate::core::step::{CopyRequest, ImageService, ViewService};
 use crate::core::viewspec::{Candidates, Feed, ShownDisk, ViewSpec};
 use crate::core::volume::ThinChanges;
 use crate::host::{Processes, Removal};
@@ -114,7 +114,7 @@ impl Processes for SimHost {
 
     fn copy_disk(&self, copy: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<String> {
         let content = self.ask(|world| feed(world, &copy.feed))?;
-        let (CopyTo::Image { dir, name, .. } | CopyTo::Qcow2 { dir, name, .. }) = &copy.to else {
+        let Some((dir, name)) = copy.to.file() else {
             return self.effect("pipe a disk", |_| Ok(String::new()));
         };
         self.effect("begin a copy", |world| {
