@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use tests::libvirt::{Disk, with_libvirt};
+use tests::libvirt::{Disk, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 /// After this the times of a file prove that it was not written to.
@@ -44,6 +44,28 @@ fn libvirt_images_of_a_guest_that_is_off_are_shown_and_when_untouched_not_read_a
 }
 
 #[test]
+fn libvirt_disks_of_a_guest_that_was_ended_are_told_to_be_as_after_a_power_cut() {
+    with_libvirt("libvirt_disks_of_a_guest_that_was_ended_are_told_to_be_as_after_a_power_cut", |lab| {
+        let guest = lab.guest_off("mail01", &DISKS[1..]);
+        let told = || {
+            lab.run(&["chunkmount", "mail01"]).ok();
+            let about = fs::read(lab.path("b/mail01/mail01.json")).unwrap();
+            lab.run(&["cleanup", "mail01"]).ok();
+            serde_json::from_slice::<serde_json::Value>(&about).unwrap()["consistency"].clone()
+        };
+        assert_eq!(told(), "shut-down", "it never ran");
+        guest.start();
+        guest.power_off();
+        assert_eq!(told(), "crash");
+        guest.start();
+        virsh_ok(&["managedsave", "mail01"]);
+        assert_eq!(told(), "crash", "what it has not written yet is in its memory");
+        virsh_ok(&["managedsave-remove", "mail01"]);
+        lab.assert_nothing_left(&guest);
+    });
+}
+
+#[test]
 fn libvirt_a_guest_that_is_started_under_its_view_starts_and_the_view_fails() {
     with_libvirt("libvirt_a_guest_that_is_started_under_its_view_starts_and_the_view_fails", |lab| {
         let mut guest = lab.guest_off("mail01", &DISKS);
@@ -55,7 +77,7 @@ fn libvirt_a_guest_that_is_started_under_its_view_starts_and_the_view_fails() {
         for disk in ["vda", "vdb"] {
             let chunk = lab.path("b").join(format!("mail01/mail01_{disk}/00/00/00/00/00/00/00/00"));
             // qcow2 keeps the write to itself for a while: until it is flushed its image is as it was.
-            tests::libvirt::virsh_ok(&[
+            virsh_ok(&[
                 "qemu-monitor-command",
                 "--hmp",
                 "mail01",

@@ -41,11 +41,20 @@ pub enum Nvram {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFacts {
     pub state: GuestState,
+    pub stopped: Stopped,
     pub definition: Definition,
     pub agent: Agent,
     pub pull: PullSupport,
     /// A backup job that runs already. After the leftovers are cleared it can only be somebody else's.
     pub backup_job: Option<BackupJob>,
+}
+
+/// How a guest that is off has stopped, as far as libvirt still knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    ByItself,
+    /// It was ended, or its memory is saved: its disks are as after a power cut.
+    Abruptly,
 }
 
 /// Are libvirt and QEMU new enough for pull-mode backups?

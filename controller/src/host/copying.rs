@@ -119,13 +119,25 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
     finished
 }
 
-/// QEMU goes back to no snapshot of an image that has a dirty bitmap, and here nobody would go on with it. Gives the
-/// digest that the image has then.
+/// QEMU goes back to no snapshot of an image that has a dirty bitmap, and here nobody would go on with it. One that
+/// cannot be removed is no reason to be without an archive. Gives the digest that the image has then.
 fn without_bitmaps(image: &Path, digest: String) -> Result<String> {
-    let names = bitmaps::names(image)?;
-    names.iter().try_for_each(|name| bitmaps::remove(image, name))?;
+    let stays = |what: &str, error: anyhow::Error| {
+        tracing::warn!(
+            "{}: {what} stays, and while it does no snapshot can be gone back to: {error:#}",
+            image.display()
+        );
+    };
+    let names = bitmaps::names(image).unwrap_or_else(|error| {
+        stays("a dirty bitmap, if there is one,", error);
+        Vec::new()
+    });
     if names.is_empty() {
         return Ok(digest);
+    }
+    for name in &names {
+        bitmaps::remove(image, name)
+            .unwrap_or_else(|error| stays(&format!("the dirty bitmap {name}"), error));
     }
     File::open(image)?.sync_all().context("bring it to the disk")?;
     digest_of_file(image)

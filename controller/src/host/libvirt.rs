@@ -20,14 +20,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use roxmltree::Document;
 use virt::connect::Connect;
-use virt::domain::{Domain, DomainState};
+use virt::domain::{Domain, DomainShutoffReason, DomainState, DomainStateReason};
+use virt::enumutil::Enum;
 use virt::error::{Error, ErrorNumber};
 use virt::sys;
 
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
     BackupJob, BitmapState, CheckpointFacts, Definition, DiskFacts, GuestFacts, GuestState, PullSupport,
-    Reflink, SnapshotFacts, local_path,
+    Reflink, SnapshotFacts, Stopped, local_path,
 };
 use crate::core::names::CheckpointName;
 use crate::core::step::{BackupRequest, Overlay, OverlayRequest};
@@ -163,6 +164,7 @@ impl Guests for Machine {
         let persistent = domain.is_persistent().map_err(told)?;
         Ok(GuestFacts {
             state: state(&domain)?,
+            stopped: stopped(&domain)?,
             definition: if persistent { Definition::Persistent } else { Definition::Transient },
             agent: xml::agent(&document),
             pull: Versions::of(&domain.connect().map_err(told)?)?.pull(),
@@ -499,6 +501,19 @@ fn state(domain: &Domain) -> Result<GuestState> {
         DomainState::Shutoff | DomainState::Crashed => GuestState::ShutOff,
         other => GuestState::Other(format!("{other:?}").to_lowercase()),
     })
+}
+
+fn stopped(domain: &Domain) -> Result<Stopped> {
+    use DomainShutoffReason::{Crashed, Daemon, Destroyed, Failed, Saved};
+    let (state, reason) = domain.state().map_err(told)?;
+    let was_ended = match reason {
+        Enum::Known(DomainStateReason::Shutoff(reason)) => {
+            matches!(reason.known(), Some(Crashed | Daemon | Destroyed | Failed | Saved))
+        }
+        _ => state.known() == Some(DomainState::Crashed),
+    };
+    let is_saved = domain.has_managed_save(0).map_err(told)?;
+    Ok(if was_ended || is_saved { Stopped::Abruptly } else { Stopped::ByItself })
 }
 
 fn word_of(state: &GuestState) -> String {

@@ -87,7 +87,8 @@ impl Volumes for Machine {
     }
 
     fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal> {
-        if !lvm_is_here() {
+        // LVM looks into every device of the machine to tell, guests' disks, too.
+        if !lvm_is_here() || !is_any_active()? {
             return Ok(Removal::AlreadyGone);
         }
         let mut settled = Removal::AlreadyGone;
@@ -230,6 +231,15 @@ pub(super) fn find(volume: &Volume) -> Result<Option<Row>> {
 
 pub(super) fn lvm_is_here() -> bool {
     Path::new(MAPPER).exists() && exec::is_installed(Path::new("lvs"))
+}
+
+/// Is any logical volume there, as the kernel knows it? What is not active is found by a cleanup when it is.
+fn is_any_active() -> Result<bool> {
+    let devices = fs::read_dir("/sys/block").context("ask the kernel for its devices")?;
+    let is_volume = |device: fs::DirEntry| {
+        fs::read_to_string(device.path().join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("LVM-"))
+    };
+    Ok(devices.flatten().any(is_volume))
 }
 
 fn lvs(words: &[&OsStr]) -> Result<Vec<Row>> {

@@ -2,7 +2,7 @@
 //! the content. Each is taken back as soon as the point in time is taken, and by cleanup if that is not reached.
 
 use crate::core::domain::DomainId;
-use crate::core::facts::{Agent, GuestState};
+use crate::core::facts::{Agent, GuestState, Stopped};
 use crate::core::options::{Memory, Quiesce, Running};
 use crate::core::step::{Need, Step};
 use crate::core::viewspec::{Consistency, Method};
@@ -100,7 +100,9 @@ fn freeze_need(case: &Case<'_>) -> Option<Need> {
 
 /// Unless the freeze that the plan tries succeeds.
 pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
-    match (&case.facts.guest.state, case.options.running) {
+    let guest = &case.facts.guest;
+    match (&guest.state, case.options.running) {
+        (GuestState::ShutOff, _) if guest.stopped == Stopped::Abruptly => Consistency::Crash,
         (GuestState::ShutOff, _) | (GuestState::Running, Running::ShutDown { .. }) => Consistency::ShutDown,
         _ if method == Method::External && case.options.memory == Memory::Saved => Consistency::Memory,
         (GuestState::Paused, _) if method == Method::Offline => Consistency::Suspended,

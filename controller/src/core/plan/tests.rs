@@ -66,6 +66,7 @@ fn given() -> Given {
     ]);
     let guest = GuestFacts {
         state: GuestState::Running,
+        stopped: Stopped::ByItself,
         definition: Definition::Persistent,
         agent: Agent::Absent,
         pull: PullSupport::Yes,
@@ -400,6 +401,15 @@ fn a_guest_is_never_frozen_when_its_memory_is_saved() {
     // A guest that is off has no memory, and nothing to freeze.
     given.facts.guest.state = GuestState::ShutOff;
     given.decide().unwrap();
+}
+
+#[test]
+fn a_guest_that_was_ended_has_not_shut_down() {
+    let mut given = given();
+    given.facts.guest.state = GuestState::ShutOff;
+    assert_eq!(given.spec().consistency, Consistency::ShutDown);
+    given.facts.guest.stopped = Stopped::Abruptly;
+    assert_eq!(given.spec().consistency, Consistency::Crash);
 }
 
 #[test]

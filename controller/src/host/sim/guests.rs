@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::core::domain::{Disk, DomainId};
 use crate::core::facts::{
     Agent, BackupJob, BitmapState, BitmapSupport, Chain, ChainLayer, CheckpointFacts, Clock, Definition,
-    DiskFacts, GuestFacts, GuestState, PullSupport, Reflink, SnapshotFacts, Storage,
+    DiskFacts, GuestFacts, GuestState, PullSupport, Reflink, SnapshotFacts, Stopped, Storage,
 };
 use crate::core::names::{CheckpointName, Target, image_of_overlay};
 use crate::core::step::{BackupRequest, DiskTracking, Overlay, OverlayRequest};
@@ -38,7 +38,8 @@ impl Guests for SimHost {
             };
             let backup_job = guest.job.as_ref().map(|job| BackupJob { socket: Some(job.socket.clone()) });
             let (definition, agent, pull) = (Definition::Persistent, Agent::Connected, PullSupport::Yes);
-            Ok(GuestFacts { state, definition, agent, pull, backup_job })
+            let stopped = Stopped::ByItself;
+            Ok(GuestFacts { state, stopped, definition, agent, pull, backup_job })
         })
     }
 
