@@ -35,11 +35,10 @@ impl Bulk {
         self.bytes += bytes.len() as u64;
         if self.bytes < STRETCH {
             self.span = Some(span);
-        } else {
-            send_on_its_way(file, &span);
-            self.bytes = 0;
+            return Ok(());
         }
-        Ok(())
+        self.bytes = 0;
+        send_on_its_way(file, &span)
     }
 
     /// To a place that is a hole: what is zero stays one. The error comes with the offset of what could not be written.
@@ -67,12 +66,22 @@ impl Bulk {
     }
 }
 
-/// A wish: what goes wrong on the way is told by the sync that follows, as it is without this.
+/// Where a file system finds no place for what it has taken, this is told here, and a later sync does not tell it again.
 #[expect(unsafe_code, reason = "no crate has this call")]
-fn send_on_its_way(file: &File, span: &Range<u64>) {
-    let (Ok(start), Ok(len)) = (span.start.try_into(), (span.end - span.start).try_into()) else { return };
+fn send_on_its_way(file: &File, span: &Range<u64>) -> io::Result<()> {
+    let number = |value: u64| i64::try_from(value).map_err(io::Error::other);
+    let (start, len) = (number(span.start)?, number(span.end - span.start)?);
     // SAFETY: a system call that takes numbers only; the descriptor is open for as long as `file` is.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // Then all is left to the sync.
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE)) => {
+                Ok(())
+            }
+            error => Err(error),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ impl Context {
             Command::Chunkmount(args) => {
                 let shown = |told: &str| say!("{told}");
                 self.each(args.vms.list(), |vm| {
-                    patiently(args.job.wait, || self.chunkmount(vm, &args.job, &shown))
+                    self.patiently(args.job.wait, || self.chunkmount(vm, &args.job, &shown))
                 })
             }
             Command::Dump(args) => match args.wishes() {
@@ -111,7 +111,7 @@ impl Context {
                 Err(error) => complain(&Failure { exit_status: 1, story: error.to_string() }),
             },
             Command::Archive(args) => {
-                self.each(args.vms.list(), |vm| patiently(args.job.wait, || self.archive(vm, &args)))
+                self.each(args.vms.list(), |vm| self.patiently(args.job.wait, || self.archive(vm, &args)))
             }
             Command::Convert(args) => self.dump_each(&args.copy, &args.wishes()),
             Command::Cleanup(args) => {
@@ -123,7 +123,7 @@ impl Context {
                     },
                     false => args.vms.list(),
                 };
-                self.each(vms, |vm| patiently(args.wait, || self.cleanup(vm)))
+                self.each(vms, |vm| self.patiently(args.wait, || self.cleanup(vm)))
             }
             Command::Unlock(vms) => self.each(vms.list(), |vm| self.unlock(vm)),
             Command::Forget(vms) => self.each(vms.list(), |vm| {
@@ -191,7 +191,7 @@ impl Context {
                 ));
                 Ok(())
             }
-            false => patiently(copy.job.wait, || self.dump(vm, copy, (&options, wishes))),
+            false => self.patiently(copy.job.wait, || self.dump(vm, copy, (&options, wishes))),
         })
     }
 
@@ -274,8 +274,13 @@ impl Context {
     fn run_beside(&self, vm: &str, job: &Job, words: &[std::ffi::OsString]) -> u8 {
         // Standard output is the command's: it may be an archive.
         let shown = |told: &str| tell!("virt-backup: {told}");
-        if let Err(failure) = patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
+        if let Err(failure) = self.patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
+        }
+        if self.interrupted.load(Ordering::SeqCst) {
+            let status = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 1);
+            tell!("virt-backup: {vm}: interrupted: the command was not begun");
+            return status;
         }
         let ran = exec::run_attached(words, &self.terminated);
         let cleaned = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 0);
@@ -283,6 +288,21 @@ impl Context {
             (_, status) if status != 0 => status,
             (Ok(status), _) => status_of(status),
             (Err(error), _) => complain(&Failure::from(error)),
+        }
+    }
+
+    /// Tries again while somebody else has the lock, for so long.
+    fn patiently(&self, wait: Option<u64>, act: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let patience = Duration::from_secs(wait.unwrap_or(0));
+        loop {
+            let goes_on = begun.elapsed() < patience && !self.interrupted.load(Ordering::SeqCst);
+            match act() {
+                Err(failure) if failure.exit_status == BUSY && goes_on => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                outcome => return outcome,
+            }
         }
     }
 
@@ -384,20 +404,6 @@ impl Context {
     fn note(&self, vm: &str, note: &str) {
         if !self.quiet {
             tell!("virt-backup: {vm}: note: {note}");
-        }
-    }
-}
-
-/// Tries again while somebody else has the lock, for so long.
-fn patiently(wait: Option<u64>, act: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
-    let begun = Instant::now();
-    let patience = Duration::from_secs(wait.unwrap_or(0));
-    loop {
-        match act() {
-            Err(failure) if failure.exit_status == BUSY && begun.elapsed() < patience => {
-                std::thread::sleep(Duration::from_millis(500));
-            }
-            outcome => return outcome,
         }
     }
 }

@@ -12,10 +12,10 @@ use chunkfs::watch::Watch;
 use super::tree::{Leaf, Tree};
 use super::{CarryError, Options};
 
-/// So many blocks for each thread may be done before their turn comes, and so many at least in all: whoever writes them
-/// is held up now and then for as long as some take to be read.
+/// So many blocks for each thread may be done before their turn comes, and so many bytes at least in all: whoever writes
+/// them is held up now and then for as long as some take to be read.
 const AHEAD: u64 = 4;
-const AHEAD_AT_LEAST: u64 = 32;
+const AHEAD_AT_LEAST: u64 = 32 << 20;
 /// How long a wait goes on before it looks whether it is to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -116,7 +116,7 @@ impl<'a, T> Belt<'a, T> {
         Belt {
             reading,
             cursor: Mutex::new(cursor),
-            ahead: (AHEAD * workers).max(AHEAD_AT_LEAST),
+            ahead: (AHEAD * workers).max(AHEAD_AT_LEAST / reading.block_len),
             done: Mutex::new(done),
             changed: Condvar::new(),
         }

@@ -49,12 +49,13 @@ pub struct GuestFacts {
     pub backup_job: Option<BackupJob>,
 }
 
-/// How a guest that is off has stopped, as far as libvirt still knows.
+/// Has a guest that is off shut down?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
     ByItself,
-    /// It was ended, or its memory is saved: its disks are as after a power cut.
-    Abruptly,
+    /// It was ended, or its memory is saved, or libvirt does not know, as it does not once it was started anew: its disks
+    /// may be as after a power cut.
+    Perhaps,
 }
 
 /// Are libvirt and QEMU new enough for pull-mode backups?

@@ -155,7 +155,7 @@ pub enum CopyTo {
         name: String,
         clusters: Clusters,
     },
-    /// A qcow2 image with the snapshots in it, but without its dirty bitmaps.
+    /// A qcow2 image as it is, but for its dirty bitmaps.
     AsItIs {
         dir: PathBuf,
         name: String,

@@ -69,7 +69,7 @@ pub enum Consistency {
     Frozen,
     /// The guest was suspended, and QEMU had written all it had.
     Suspended,
-    /// The guest was off, and libvirt knows of nothing that ended it.
+    /// The guest was off, and libvirt knows that it had shut down.
     ShutDown,
     /// The guest's memory was saved with the disks, and can be resumed.
     Memory,

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::exec;
 
-/// Limited by the disks alone: a bitmap is a part in a million of the image that it is of.
-const WITHIN: Duration = Duration::from_secs(600);
+/// Limited by the disks alone: an image that was in use when its host fell is repaired first.
+const WITHIN: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn names(image: &Path) -> Result<Vec<String>> {
     let mut words: Vec<OsString> = ["info", "-f", "qcow2", "--output=json"].map(Into::into).to_vec();

@@ -3,12 +3,12 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use chunkfs::source::Source;
 use chunkfs::source::ahead::ReadAhead;
 use chunkfs::source::image::ImageSource;
@@ -26,6 +26,8 @@ use super::{bitmaps, exec};
 
 /// A disk of many TiB takes days; a job that hangs is the user's to interrupt.
 const CONVERTED_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Read at once to be hashed.
+const PIECE: usize = 1 << 20;
 /// Between two looks at the room that is left.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What is done sooner is not worth a bar.
@@ -57,7 +59,7 @@ pub(super) fn copy(request: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync
             carry::to_file(&*from, &directory, name, &options, &going)
                 .map(digest_of)
                 .map_err(Into::into)
-                .and_then(|digest| without_bitmaps(&dir.join(name), digest))
+                .and_then(|digest| without_bitmaps(&dir.join(name), digest, &going))
         }
         CopyTo::Qcow2 { dir, name, clusters } => convert(&request.feed, &dir.join(name), *clusters, &going),
     };
@@ -106,7 +108,7 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
     let stop = || going.is_stopped();
     let converted = exec::run_unless(Path::new("qemu-img"), &words, CONVERTED_WITHIN, &stop);
     let finished = converted.context("qemu-img convert").and_then(|()| {
-        let digest = digest_of_file(&partial)?;
+        let digest = digest_of_file(&partial, going)?;
         File::open(&partial)?.sync_all().context("bring it to the disk")?;
         std::fs::rename(&partial, to).context("give it its name")?;
         File::open(to.parent().context("a file is in a directory")?)?.sync_all()?;
@@ -121,7 +123,7 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
 
 /// QEMU goes back to no snapshot of an image that has a dirty bitmap, and here nobody would go on with it. One that
 /// cannot be removed is no reason to be without an archive. Gives the digest that the image has then.
-fn without_bitmaps(image: &Path, digest: String) -> Result<String> {
+fn without_bitmaps(image: &Path, digest: String, going: &Going<'_>) -> Result<String> {
     let stays = |what: &str, error: anyhow::Error| {
         tracing::warn!(
             "{}: {what} stays, and while it does no snapshot can be gone back to: {error:#}",
@@ -140,7 +142,7 @@ fn without_bitmaps(image: &Path, digest: String) -> Result<String> {
             .unwrap_or_else(|error| stays(&format!("the dirty bitmap {name}"), error));
     }
     File::open(image)?.sync_all().context("bring it to the disk")?;
-    digest_of_file(image)
+    digest_of_file(image, going)
 }
 
 fn private_file(path: &Path) -> Result<()> {
@@ -151,10 +153,22 @@ fn private_file(path: &Path) -> Result<()> {
     made.map(drop).with_context(|| format!("create {}", path.display()))
 }
 
-fn digest_of_file(path: &Path) -> Result<String> {
+fn digest_of_file(path: &Path, going: &Going<'_>) -> Result<String> {
+    let reading = || format!("read {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?).with_context(|| format!("read {}", path.display()))?;
-    Ok(hasher.finalize().to_hex().to_string())
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
+            Ok(count) => {
+                hasher.update(&piece[..count]);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(reading),
+        }
+        ensure!(!going.is_stopped(), "stopped");
+    }
 }
 
 /// Guests go before backups: the lowest priority for the processor, and a low one for the disks, as far as we may.

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, um
 
 /// How long what a program said may take to arrive once it has ended: a daemon that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long a command may go on when we were told to end.
+/// How long it may take until a command is told that we were told to end.
 const TOLD_WITHIN: Duration = Duration::from_millis(50);
 
 /// Runs a program until it ends, and fails unless it ends well.
@@ -119,12 +119,18 @@ pub fn run_attached(words: &[OsString], terminated: &AtomicBool) -> Result<std::
     let mut child = started.with_context(running)?;
     std::thread::scope(|scope| {
         let (_ended, end) = mpsc::channel::<()>();
-        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).with_context(running);
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        if let Err(error) = &process {
+            tracing::warn!("{} is not told should we be terminated: {error}", program.display());
+        }
         scope.spawn(move || {
             while end.recv_timeout(TOLD_WITHIN) == Err(RecvTimeoutError::Timeout) {
                 if terminated.load(Ordering::SeqCst) {
-                    // An error says that it has just ended.
-                    return drop(process.map(|process| pidfd_send_signal(&process, Signal::TERM)));
+                    if let Ok(process) = process {
+                        // An error says that it has just ended.
+                        let _ = pidfd_send_signal(&process, Signal::TERM);
+                    }
+                    return;
                 }
             }
         });

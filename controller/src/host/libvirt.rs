@@ -504,16 +504,12 @@ fn state(domain: &Domain) -> Result<GuestState> {
 }
 
 fn stopped(domain: &Domain) -> Result<Stopped> {
-    use DomainShutoffReason::{Crashed, Daemon, Destroyed, Failed, Saved};
-    let (state, reason) = domain.state().map_err(told)?;
-    let was_ended = match reason {
-        Enum::Known(DomainStateReason::Shutoff(reason)) => {
-            matches!(reason.known(), Some(Crashed | Daemon | Destroyed | Failed | Saved))
-        }
-        _ => state.known() == Some(DomainState::Crashed),
+    let by_itself = match domain.state().map_err(told)?.1 {
+        Enum::Known(DomainStateReason::Shutoff(reason)) => reason.is(DomainShutoffReason::Shutdown),
+        _ => false,
     };
     let is_saved = domain.has_managed_save(0).map_err(told)?;
-    Ok(if was_ended || is_saved { Stopped::Abruptly } else { Stopped::ByItself })
+    Ok(if by_itself && !is_saved { Stopped::ByItself } else { Stopped::Perhaps })
 }
 
 fn word_of(state: &GuestState) -> String {

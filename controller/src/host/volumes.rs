@@ -87,8 +87,7 @@ impl Volumes for Machine {
     }
 
     fn settle_volumes(&self, owner: &Uuid, keep: &[Volume]) -> Result<Removal> {
-        // LVM looks into every device of the machine to tell, guests' disks, too.
-        if !lvm_is_here() || !is_any_active()? {
+        if !lvm_is_here() || !has_made_any()? {
             return Ok(Removal::AlreadyGone);
         }
         let mut settled = Removal::AlreadyGone;
@@ -233,13 +232,20 @@ pub(super) fn lvm_is_here() -> bool {
     Path::new(MAPPER).exists() && exec::is_installed(Path::new("lvs"))
 }
 
-/// Is any logical volume there, as the kernel knows it? What is not active is found by a cleanup when it is.
-fn is_any_active() -> Result<bool> {
-    let devices = fs::read_dir("/sys/block").context("ask the kernel for its devices")?;
-    let is_volume = |device: fs::DirEntry| {
-        fs::read_to_string(device.path().join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("LVM-"))
-    };
-    Ok(devices.flatten().any(is_volume))
+/// LVM looks into every device of the machine to tell which volumes there are, guests' disks, too. That is spared where
+/// it has never made one, as far as it has written down what it did, and the kernel has none.
+fn has_made_any() -> Result<bool> {
+    let written_down = |dir: &str| fs::read_dir(dir).is_ok_and(|mut files| files.next().is_some());
+    if written_down("/etc/lvm/backup") || written_down("/etc/lvm/archive") {
+        return Ok(true);
+    }
+    for device in fs::read_dir("/sys/block").context("ask the kernel for its devices")? {
+        let uuid = device.context("ask the kernel for its devices")?.path().join("dm/uuid");
+        if fs::read_to_string(uuid).is_ok_and(|uuid| uuid.starts_with("LVM-")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn lvs(words: &[&OsStr]) -> Result<Vec<Row>> {

@@ -102,7 +102,7 @@ fn freeze_need(case: &Case<'_>) -> Option<Need> {
 pub(super) fn consistency(case: &Case<'_>, method: Method) -> Consistency {
     let guest = &case.facts.guest;
     match (&guest.state, case.options.running) {
-        (GuestState::ShutOff, _) if guest.stopped == Stopped::Abruptly => Consistency::Crash,
+        (GuestState::ShutOff, _) if guest.stopped == Stopped::Perhaps => Consistency::Crash,
         (GuestState::ShutOff, _) | (GuestState::Running, Running::ShutDown { .. }) => Consistency::ShutDown,
         _ if method == Method::External && case.options.memory == Memory::Saved => Consistency::Memory,
         (GuestState::Paused, _) if method == Method::Offline => Consistency::Suspended,

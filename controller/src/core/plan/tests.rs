@@ -408,7 +408,7 @@ fn a_guest_that_was_ended_has_not_shut_down() {
     let mut given = given();
     given.facts.guest.state = GuestState::ShutOff;
     assert_eq!(given.spec().consistency, Consistency::ShutDown);
-    given.facts.guest.stopped = Stopped::Abruptly;
+    given.facts.guest.stopped = Stopped::Perhaps;
     assert_eq!(given.spec().consistency, Consistency::Crash);
 }
 
