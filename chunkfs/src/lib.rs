@@ -10,7 +10,6 @@ pub mod view;
 pub mod fuse;
 pub mod mount;
 pub mod watch;
-pub mod bulk;
 pub mod copy;
 pub mod verify;
 pub mod error;

@@ -21,7 +21,7 @@ mod tree;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
-use chunkfs::bulk::Bulk;
+use chunkfs::copy::Bulk;
 use chunkfs::source::Source;
 use chunkfs::watch::Watch;
 

@@ -277,12 +277,10 @@ impl Context {
         if let Err(failure) = self.patiently(job.wait, || self.chunkmount(vm, job, &shown)) {
             return complain(&named(vm, failure));
         }
-        if self.interrupted.load(Ordering::SeqCst) {
-            let status = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 1);
-            tell!("virt-backup: {vm}: interrupted: the command was not begun");
-            return status;
-        }
-        let ran = exec::run_attached(words, &self.terminated);
+        let ran = match self.interrupted.load(Ordering::SeqCst) {
+            true => Err(anyhow::anyhow!("{vm}: interrupted: the command was not begun")),
+            false => exec::run_attached(words, &self.terminated),
+        };
         let cleaned = self.cleanup(vm).map_or_else(|failure| complain(&named(vm, failure)), |()| 0);
         match (ran, cleaned) {
             (_, status) if status != 0 => status,

@@ -2,6 +2,7 @@
 //! Nothing here mounts anything, and no target has its name, or its first chunk, before it is whole and on the disk.
 
 mod blocks;
+mod bulk;
 mod device;
 mod file;
 mod pieces;
@@ -10,6 +11,7 @@ mod sink;
 use crate::core::geometry::{ByteRange, ChunkSize};
 use crate::source::{Source, SourceError};
 use crate::watch::Watch;
+pub use bulk::Bulk;
 use serde::Serialize;
 use sink::Sink;
 use std::io;

@@ -1,10 +1,9 @@
 //! Puts the pieces of an image into an open target: only what must be written, zeros without writing them.
 //! Nothing here opens, names or finishes a target.
 
-use super::RestoreError;
 use super::blocks::{Action, Before, runs};
 use super::pieces::Piece;
-use crate::bulk::Bulk;
+use super::{Bulk, RestoreError};
 use crate::core::digest::is_zero;
 use crate::core::geometry::ByteRange;
 use rustix::fs::{FallocateFlags, SeekFrom};

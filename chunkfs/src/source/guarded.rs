@@ -2,7 +2,7 @@
 //! that may fail at any time, as snapshots do. Once one of them is not as it was, every read fails: what was written
 //! since must never be mixed in, and what happens to be cached is not told from what can be read.
 
-use super::image::{Identity, identity_of};
+use super::image::{Identity, identity_of, open_whatever};
 use super::{Extent, Source, SourceError};
 use crate::core::geometry::{ByteRange, ImageLen};
 use rustix::fs::{Mode, OFlags};
@@ -88,8 +88,7 @@ impl GuardedSource {
         devices: &[PathBuf],
     ) -> Result<GuardedSource, SourceError> {
         let open = |state: &FileState| {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-            let file = rustix::fs::open(&state.path, flags, Mode::empty()).map_err(|error| {
+            let file = open_whatever(&state.path).map_err(|error| {
                 let why = format!("{} cannot be watched: {error}", state.path.display());
                 SourceError::Invalid { what: inner.describe(), why }
             })?;
@@ -101,7 +100,7 @@ impl GuardedSource {
                     return Err(SourceError::Invalid { what: inner.describe(), why });
                 }
             };
-            Ok(Guarded { path: state.path.clone(), file, identity })
+            Ok(Guarded { path: state.path.clone(), file: file.into(), identity })
         };
         let files = files.iter().map(open).collect::<Result<Vec<_>, SourceError>>()?;
         let watch = |path: &PathBuf| {

@@ -3,12 +3,12 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use chunkfs::source::Source;
 use chunkfs::source::ahead::ReadAhead;
 use chunkfs::source::image::ImageSource;
@@ -26,8 +26,6 @@ use super::{bitmaps, exec};
 
 /// A disk of many TiB takes days; a job that hangs is the user's to interrupt.
 const CONVERTED_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Read at once to be hashed.
-const PIECE: usize = 1 << 20;
 /// Between two looks at the room that is left.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What is done sooner is not worth a bar.
@@ -37,12 +35,7 @@ pub(super) fn copy(request: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync
     step_back();
     let going = Going::new(request, interrupted);
     let copied = match &request.to {
-        CopyTo::Image { dir, name, compression } => {
-            let dir = Directory::open(dir).with_context(|| format!("open {}", dir.display()))?;
-            let source = open(&request.feed)?;
-            let options = options(request, *compression);
-            carry::to_file(&*source, &dir, name, &options, &going).map(digest_of).map_err(Into::into)
-        }
+        CopyTo::Image { dir, name, compression } => to_image(request, dir, name, *compression, &going),
         CopyTo::Program { words, environment, compression } => {
             let source = open(&request.feed)?;
             let environment: Vec<_> =
@@ -52,20 +45,25 @@ pub(super) fn copy(request: &CopyRequest, interrupted: &(dyn Fn() -> bool + Sync
                 .map(digest_of)
                 .map_err(Into::into)
         }
-        CopyTo::AsItIs { dir, name } => {
-            let from = open(&request.feed)?;
-            let options = options(request, carry::Compression::None);
-            let directory = Directory::open(dir).with_context(|| format!("open {}", dir.display()))?;
-            carry::to_file(&*from, &directory, name, &options, &going)
-                .map(digest_of)
-                .map_err(Into::into)
-                .and_then(|digest| without_bitmaps(&dir.join(name), digest, &going))
-        }
-        CopyTo::Qcow2 { dir, name, clusters } => convert(&request.feed, &dir.join(name), *clusters, &going),
+        CopyTo::AsItIs { dir, name } => to_image(request, dir, name, carry::Compression::None, &going)
+            .and_then(|digest| without_bitmaps(&dir.join(name), digest, request, &going)),
+        CopyTo::Qcow2 { dir, name, clusters } => convert(request, &dir.join(name), *clusters, &going),
     };
     going.bar.finish_and_clear();
     // Why it was stopped is told best by whoever stopped it.
     copied.map_err(|error: anyhow::Error| going.why().map_or(error, |why| anyhow!(why)))
+}
+
+fn to_image(
+    request: &CopyRequest,
+    dir: &Path,
+    name: &str,
+    compression: carry::Compression,
+    going: &Going<'_>,
+) -> Result<String> {
+    let dir = Directory::open(dir).with_context(|| format!("open {}", dir.display()))?;
+    let source = open(&request.feed)?;
+    Ok(digest_of(carry::to_file(&*source, &dir, name, &options(request, compression), going)?))
 }
 
 fn digest_of(carried: Carried) -> String {
@@ -91,14 +89,14 @@ fn open(feed: &Feed) -> Result<Box<dyn Source>> {
 }
 
 /// The format that is read is given: what a server shows, and a raw image, are raw.
-fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Result<String> {
+fn convert(request: &CopyRequest, to: &Path, clusters: Clusters, going: &Going<'_>) -> Result<String> {
     let name = to.file_name().and_then(|name| name.to_str()).context("a dump has a name")?;
     let partial = to.with_file_name(partial_of(name));
     // Its mode is private before a byte is in it.
     private_file(&partial)?;
     let mut words: Vec<OsString> = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(Into::into).to_vec();
     words.extend((clusters == Clusters::Compressed).then(|| "-c".into()));
-    words.push(match feed {
+    words.push(match &request.feed {
         Feed::Image { path } => path.into(),
         Feed::Nbd { socket, export } => {
             NbdAddress::new(socket, export).context("our sockets have short, plain paths")?.to_string().into()
@@ -108,7 +106,7 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
     let stop = || going.is_stopped();
     let converted = exec::run_unless(Path::new("qemu-img"), &words, CONVERTED_WITHIN, &stop);
     let finished = converted.context("qemu-img convert").and_then(|()| {
-        let digest = digest_of_file(&partial, going)?;
+        let digest = digest_of_file(&partial, request, going)?;
         File::open(&partial)?.sync_all().context("bring it to the disk")?;
         std::fs::rename(&partial, to).context("give it its name")?;
         File::open(to.parent().context("a file is in a directory")?)?.sync_all()?;
@@ -123,7 +121,7 @@ fn convert(feed: &Feed, to: &Path, clusters: Clusters, going: &Going<'_>) -> Res
 
 /// QEMU goes back to no snapshot of an image that has a dirty bitmap, and here nobody would go on with it. One that
 /// cannot be removed is no reason to be without an archive. Gives the digest that the image has then.
-fn without_bitmaps(image: &Path, digest: String, going: &Going<'_>) -> Result<String> {
+fn without_bitmaps(image: &Path, digest: String, request: &CopyRequest, going: &Going<'_>) -> Result<String> {
     let stays = |what: &str, error: anyhow::Error| {
         tracing::warn!(
             "{}: {what} stays, and while it does no snapshot can be gone back to: {error:#}",
@@ -142,7 +140,7 @@ fn without_bitmaps(image: &Path, digest: String, going: &Going<'_>) -> Result<St
             .unwrap_or_else(|error| stays(&format!("the dirty bitmap {name}"), error));
     }
     File::open(image)?.sync_all().context("bring it to the disk")?;
-    digest_of_file(image, going)
+    digest_of_file(image, request, going)
 }
 
 fn private_file(path: &Path) -> Result<()> {
@@ -153,21 +151,18 @@ fn private_file(path: &Path) -> Result<()> {
     made.map(drop).with_context(|| format!("create {}", path.display()))
 }
 
-fn digest_of_file(path: &Path, going: &Going<'_>) -> Result<String> {
-    let reading = || format!("read {}", path.display());
-    let mut file = File::open(path).with_context(reading)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; PIECE];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
-            Ok(count) => {
-                hasher.update(&piece[..count]);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).with_context(reading),
-        }
-        ensure!(!going.is_stopped(), "stopped");
+fn digest_of_file(path: &Path, request: &CopyRequest, going: &Going<'_>) -> Result<String> {
+    let image = ImageSource::open(path).with_context(|| format!("open {}", path.display()))?;
+    let options = carry::Options { bytes_per_sec: None, ..options(request, carry::Compression::None) };
+    Ok(digest_of(carry::digest(&image, &options, &Quietly(going))?))
+}
+
+/// Heeds whoever stops the copy, and shows nothing.
+struct Quietly<'a>(&'a Going<'a>);
+
+impl Watch for Quietly<'_> {
+    fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use chunkfs::bulk::Bulk;
+use chunkfs::copy::Bulk;
 use chunkfs::watch::Watch;
 use rustix::fs::OFlags;
 

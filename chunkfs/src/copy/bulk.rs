@@ -1,7 +1,7 @@
 //! Writes much to a file or device, so that it is on its way to the disk while more is written.
 //! Syncs nothing: whoever has to know that it is on the disk asks for that, and then has little left to wait for.
 
-use crate::core::digest::is_zero;
+use super::blocks::{Action, Before, runs};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -13,8 +13,6 @@ use std::os::unix::fs::FileExt;
 const PIECE: usize = 128 << 10;
 /// Sent on its way at once.
 const STRETCH: u64 = 8 << 20;
-/// What is left out where it is zero: the block of most file systems.
-const SPARSE_UNIT: usize = 4096;
 
 /// What was written to one file and is not on its way yet.
 #[derive(Debug, Default)]
@@ -48,19 +46,10 @@ impl Bulk {
         bytes: &[u8],
         offset: u64,
     ) -> Result<(), (u64, io::Error)> {
-        let mut at = 0;
-        while at < bytes.len() {
-            let unit = |at: usize| &bytes[at..bytes.len().min(at + SPARSE_UNIT)];
-            let zero = is_zero(unit(at));
-            let mut end = at;
-            while end < bytes.len() && is_zero(unit(end)) == zero {
-                end += unit(end).len();
-            }
-            if !zero {
-                let offset = offset + at as u64;
-                self.write_all_at(file, &bytes[at..end], offset).map_err(|error| (offset, error))?;
-            }
-            at = end;
+        for (run, _) in runs(bytes, Before::Zeros).into_iter().filter(|(_, action)| *action == Action::Write)
+        {
+            let offset = offset + run.start as u64;
+            self.write_all_at(file, &bytes[run], offset).map_err(|error| (offset, error))?;
         }
         Ok(())
     }
@@ -86,6 +75,7 @@ fn send_on_its_way(file: &File, span: &Range<u64>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocks::BLOCK;
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
@@ -116,8 +106,8 @@ mod tests {
     #[test]
     fn an_error_names_the_place() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut bytes = vec![0; 3 * SPARSE_UNIT];
-        bytes[2 * SPARSE_UNIT] = 1;
+        let mut bytes = vec![0; 3 * BLOCK];
+        bytes[2 * BLOCK] = 1;
         let (offset, error) = Bulk::default().write_sparse_at(&full, &bytes, 1 << 20).unwrap_err();
         assert_eq!((offset, error.raw_os_error()), ((1 << 20) + 8192, Some(libc::ENOSPC)));
     }
