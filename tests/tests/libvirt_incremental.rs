@@ -10,8 +10,8 @@ const RAW: Disk = Disk { format: "raw", mib: 32 };
 const CHUNK: u64 = 256 << 10;
 /// Chunks that are read although nothing says that they changed, to see whether that is true.
 const SAMPLE: u64 = 16;
-/// What LVM reads of every device, where there are volumes, to tell whether there are some of ours.
-const SCANNED: u64 = 4 * (128 << 10);
+/// What LVM reads of every device, where there are volumes, to tell whether there are some of ours, in chunks.
+const SCANNED: u64 = 2;
 
 #[test]
 fn libvirt_of_two_disks_exactly_the_twelve_chunks_are_sent_that_the_guest_wrote_to() {
@@ -38,9 +38,10 @@ fn libvirt_of_two_disks_exactly_the_twelve_chunks_are_sent_that_the_guest_wrote_
         println!("{} bytes were read of the qcow2 disk and {} of the raw one", read[0], read[1]);
         let has_volumes = fs::read_dir("/etc/lvm/backup").is_ok_and(|mut files| files.next().is_some());
         let scanned = if has_volumes { SCANNED } else { 0 };
-        let most = (7 + SAMPLE) * CHUNK + scanned;
-        assert!((7 * CHUNK..=most).contains(&read[0]), "{} of the qcow2 disk", read[0]);
-        assert!((5 * CHUNK..=(32 << 20) + scanned).contains(&read[1]), "{} of the raw disk", read[1]);
+        // Whole chunks: the kernel counts what others read of a device, too, and a look at its first pages is no chunk.
+        let chunks = read.map(|bytes| bytes / CHUNK);
+        assert!((7..=7 + SAMPLE + scanned).contains(&chunks[0]), "{} of the qcow2 disk", read[0]);
+        assert!((5..=128 + scanned).contains(&chunks[1]), "{} of the raw disk", read[1]);
         lab.run(&["cleanup", "mail01"]).ok();
         lab.assert_nothing_left(&guest);
 
