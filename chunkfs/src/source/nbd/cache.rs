@@ -7,6 +7,7 @@ use super::readahead::{Confines, Streams};
 use super::slots::Slot;
 use lru::LruCache;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// What the cache needs of whoever fills it.
@@ -17,8 +18,11 @@ pub(super) trait Fetch {
     /// `None`: enough are in flight.
     fn try_slot(&self) -> Option<Slot>;
 
-    /// Sends for a block. The promise is broken if it does not come.
-    fn fetch(&self, slot: Slot, block: u64, promise: Promise<Content>);
+    /// How many blocks one request may be for.
+    fn most_at_once(&self) -> u64;
+
+    /// Sends for blocks that follow each other. The promises are broken if they do not come.
+    fn fetch(&self, slot: Slot, first: u64, promises: Vec<Promise<Content>>);
 
     /// Is the block inside the image, and worth having before it is asked for?
     fn worth_fetching(&self, confines: &Confines, block: u64) -> bool;
@@ -65,7 +69,7 @@ impl Cache {
     /// A block, which may still be on its way.
     pub(super) fn get_only(&self, fetch: &impl Fetch, block: u64) -> Arc<Answer<Content>> {
         let known = self.state.lock().expect("no panic while the lock is held").blocks.get(&block).cloned();
-        known.unwrap_or_else(|| self.send(fetch, fetch.slot(), block))
+        known.unwrap_or_else(|| self.send(fetch, fetch.slot(), block..block + 1))
     }
 
     /// Sends for what comes after a block that somebody reads.
@@ -81,34 +85,52 @@ impl Cache {
     }
 
     fn read_ahead(&self, fetch: &impl Fetch, block: u64, window: u64, certain: u64) {
-        for ahead in 1..=window.max(certain) {
-            let next = block + ahead;
-            let state = self.state.lock().expect("no panic while the lock is held");
-            let wanted = ahead <= certain || fetch.worth_fetching(&state.confines, next);
-            let known = state.blocks.contains(&next);
-            drop(state);
-            if known || !wanted {
-                continue;
-            }
+        let mut ahead = block + 1..block + 1 + window.max(certain);
+        while let Some(blocks) = self.missing(fetch, ahead.clone(), block + certain) {
             let Some(slot) = fetch.try_slot() else { return };
-            self.send(fetch, slot, next);
+            ahead.start = blocks.end;
+            self.send(fetch, slot, blocks);
         }
     }
 
-    fn send(&self, fetch: &impl Fetch, slot: Slot, block: u64) -> Arc<Answer<Content>> {
+    /// The first blocks of these, one after the other, that are not here and worth having, or are certain to be asked
+    /// for: as many as one request may be for.
+    fn missing(&self, fetch: &impl Fetch, ahead: Range<u64>, certain_to: u64) -> Option<Range<u64>> {
+        let state = self.state.lock().expect("no panic while the lock is held");
+        let wanted = |block: &u64| {
+            (*block <= certain_to || fetch.worth_fetching(&state.confines, *block))
+                && !state.blocks.contains(block)
+        };
+        let first = ahead.clone().find(wanted)?;
+        let last = ahead.end.min(first + fetch.most_at_once());
+        let end = (first + 1..last).find(|block| !wanted(block)).unwrap_or(last);
+        Some(first..end)
+    }
+
+    /// Sends for blocks, up to the first that is here by now. Returns the first of them.
+    fn send(&self, fetch: &impl Fetch, slot: Slot, blocks: Range<u64>) -> Arc<Answer<Content>> {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         // Somebody else may have been faster while this one waited for its slot.
-        if let Some(answer) = state.blocks.get(&block) {
+        if let Some(answer) = state.blocks.get(&blocks.start) {
             return Arc::clone(answer);
         }
-        let (promise, answer) = promise();
-        let pushed_out = state.blocks.push(block, Arc::clone(&answer));
-        drop(state);
-        let unused = pushed_out.and_then(|(_, old)| Arc::into_inner(old)).and_then(Answer::into_inner);
-        if let Some(content) = unused {
-            self.buffers.give_back(content);
+        let first = blocks.start;
+        let (mut promises, mut answers) = (Vec::new(), Vec::new());
+        for block in blocks {
+            if state.blocks.contains(&block) {
+                break;
+            }
+            let (promise, answer) = promise();
+            promises.push(promise);
+            answers.push(Arc::clone(&answer));
+            let pushed_out = state.blocks.push(block, answer);
+            let unused = pushed_out.and_then(|(_, old)| Arc::into_inner(old)).and_then(Answer::into_inner);
+            if let Some(content) = unused {
+                self.buffers.give_back(content);
+            }
         }
-        fetch.fetch(slot, block, promise);
-        answer
+        drop(state);
+        fetch.fetch(slot, first, promises);
+        answers.swap_remove(0)
     }
 }

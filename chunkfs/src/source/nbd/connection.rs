@@ -2,9 +2,10 @@
 //! No reply is kept here, and none is asked for again: the first thing that goes wrong ends the whole source.
 
 use super::answer::Promise;
-use super::buffers::{Buffers, Content};
+use super::buffers::Buffers;
 use super::error::{Health, NbdError};
 use super::handshake::{Agreed, Established};
+use super::landing::Landing;
 use super::patience::Patient;
 use super::protocol::{self, ChunkKind, Command, ContextId, Cookie, Last, ReplyHead, ServerError, Violation};
 use super::reply::{Coverage, Runs, StatusReply};
@@ -54,7 +55,7 @@ struct Request {
 
 #[derive(Debug)]
 enum Reply {
-    Read { coverage: Coverage, content: Option<Content>, promise: Promise<Content> },
+    Read { coverage: Coverage, landing: Landing },
     Status { status: StatusReply, promise: Promise<Vec<Runs>> },
 }
 
@@ -90,9 +91,9 @@ impl Connection {
         Ok((connection, thread))
     }
 
-    /// The range lies inside the export and is no longer than the server takes.
-    pub(super) fn read(&self, slot: Slot, range: ByteRange, promise: Promise<Content>) {
-        let reply = Reply::Read { coverage: Coverage::new(range), content: None, promise };
+    /// The range lies inside the export and is no longer than the server takes. `landing` is as long.
+    pub(super) fn read(&self, slot: Slot, range: ByteRange, landing: Landing) {
+        let reply = Reply::Read { coverage: Coverage::new(range), landing };
         self.send(Command::Read, range, reply, slot);
     }
 
@@ -226,13 +227,10 @@ impl Receiver {
             return Err(NbdError::Server(ServerError::of_code(error)));
         }
         match reply {
-            Reply::Read { coverage, content, .. } if !self.0.agreed.structured => {
+            Reply::Read { coverage, landing } if !self.0.agreed.structured => {
                 let asked = coverage.asked();
                 let place = coverage.add(asked.start, asked.len())?;
-                let mut buffer = self.0.buffers.take();
-                read(input, &mut buffer[place])?;
-                *content = Some(Content::Bytes(buffer));
-                Ok(())
+                landing.write(place, &self.0.buffers, |part| read(input, part))
             }
             _ => Err(Violation::new("it sent a simple reply where a structured one must be").into()),
         }
@@ -248,23 +246,18 @@ impl Receiver {
     ) -> Result<(), NbdError> {
         match (kind, reply) {
             (ChunkKind::None, _) if length == 0 && last == Last::Yes => Ok(()),
-            (ChunkKind::OffsetData, Reply::Read { coverage, content, .. }) if length > 8 => {
+            (ChunkKind::OffsetData, Reply::Read { coverage, landing }) if length > 8 => {
                 let mut offset = [0; 8];
                 read(input, &mut offset)?;
                 let place = coverage.add(u64::from_be_bytes(offset), u64::from(length - 8))?;
-                let buffer = bytes_of(content, coverage.asked(), &self.0.buffers);
-                read(input, &mut buffer[place])
+                landing.write(place, &self.0.buffers, |part| read(input, part))
             }
-            (ChunkKind::OffsetHole, Reply::Read { coverage, content, .. }) if length == 12 => {
+            (ChunkKind::OffsetHole, Reply::Read { coverage, landing }) if length == 12 => {
                 let mut payload = [0; 12];
                 read(input, &mut payload)?;
                 let (offset, length) = protocol::hole(&payload)?;
                 let place = coverage.add(offset, u64::from(length))?;
-                if place.len() as u64 == coverage.asked().len() {
-                    *content = Some(Content::Zeros);
-                } else {
-                    bytes_of(content, coverage.asked(), &self.0.buffers)[place].fill(0);
-                }
+                landing.zero(place, &self.0.buffers);
                 Ok(())
             }
             (ChunkKind::BlockStatus, Reply::Status { status, .. }) if length > 4 && length % 8 == 4 => {
@@ -313,21 +306,9 @@ impl Reply {
     /// Only of what is complete.
     fn finish(self) {
         match self {
-            Reply::Read { content, promise, .. } => {
-                promise.keep(content.expect("what is complete has content"));
-            }
+            Reply::Read { landing, .. } => landing.finish(),
             Reply::Status { status, promise } => promise.keep(status.into_runs()),
         }
-    }
-}
-
-/// The buffer that the reply's bytes go to. What stands in it before is never seen: a reply that does not overwrite
-/// all of it is not complete.
-fn bytes_of<'a>(content: &'a mut Option<Content>, asked: ByteRange, buffers: &Buffers) -> &'a mut [u8] {
-    let content = content.get_or_insert_with(|| Content::Bytes(buffers.take()));
-    match content {
-        Content::Bytes(bytes) => &mut bytes[..asked.len() as usize],
-        Content::Zeros => unreachable!("all has come as one hole, so nothing more was accepted"),
     }
 }
 
