@@ -1,6 +1,9 @@
 //! Disks that an NBD server exports: right, slow, failing and gone. With the servers of QEMU and nbdkit.
 
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use tests::image::noise;
 use tests::nbd::Server;
@@ -36,6 +39,92 @@ fn fuse_an_export_is_shown_as_its_image_would_be() {
         home.unmount();
         let files = home.run("chunkfs index diff --format files-from i").ok();
         assert_eq!(files, format!("{}\n", chunk(5)), "{server}");
+    }
+}
+
+/// The memory that chunks are received in is used again and again.
+#[test]
+fn fuse_what_is_open_or_mapped_stays_what_it_is_while_all_else_is_read() {
+    for options in ["", "-o kernel_cache"] {
+        let home = Home::new("lent");
+        // More than is kept in memory, some of it zero, and a short chunk at the end.
+        let image = Image::full(&home.path("disk.img"), 300 * CHUNK + 4608);
+        image.write(9 * CHUNK, &vec![0; CHUNK as usize]);
+        let served = Server::qemu(&home, "disk.img");
+        home.mount(&format!("{options} {}", served.uri));
+        let open = |number| File::open(home.path("mnt").join(chunk(number))).unwrap();
+        let at = |number| image.read(number * CHUNK, if number == 300 { 4608 } else { CHUNK as usize });
+        let all = |file: &File| {
+            let mut bytes = vec![0; CHUNK as usize + 1];
+            let mut length = 0;
+            while let more @ 1.. = file.read_at(&mut bytes[length..], length as u64).unwrap() {
+                length += more;
+            }
+            bytes.truncate(length);
+            bytes
+        };
+
+        let mapped: Vec<(u64, Mapped)> = [5, 9, 300].map(|number| (number, Mapped::of(open(number)))).into();
+        let opened: Vec<(u64, File)> =
+            (20..220).chain([5, 9, 300]).map(|number| (number, open(number))).collect();
+        let again = open(7);
+        drop(open(7));
+        for _ in 0..3 {
+            home.sh(COMPARE).ok();
+        }
+        for (number, mapped) in &mapped {
+            assert!(mapped.bytes() == at(*number), "{options}: chunk {number}, mapped");
+        }
+        for (number, file) in opened.iter().chain([&(7, again)]) {
+            assert!(all(file) == at(*number), "{options}: chunk {number}, open");
+        }
+        drop(opened);
+        home.sh(COMPARE).ok();
+        for tool in ["cp -r mnt copy", "tar -c mnt | tar -x --one-top-level=copy --strip-components=1"] {
+            home.sh(&format!("rm -rf copy && {tool} && diff -r mnt copy")).ok();
+        }
+        for (number, size) in [(6, "bs=64k iflag=direct"), (6, "bs=7 count=999"), (300, "bs=1M")] {
+            let part = format!("dd status=none if=mnt/{} {size}", chunk(number));
+            let compared = format!("cmp - disk.img -i 0:{} -n $({part} | wc -c)", number * CHUNK);
+            home.sh(&format!("{part} | {compared}")).ok();
+        }
+        drop(mapped);
+        home.unmount();
+    }
+}
+
+/// A file that is mapped, and closed.
+struct Mapped(*const u8, usize);
+
+#[expect(unsafe_code, reason = "maps memory")]
+impl Mapped {
+    fn of(file: File) -> Mapped {
+        let length = file.metadata().unwrap().len() as usize;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let memory = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ,
+                MapFlags::PRIVATE | MapFlags::POPULATE,
+                &file,
+                0,
+            )
+        };
+        Mapped(memory.unwrap().cast(), length)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: it is mapped with this length until it is dropped.
+        unsafe { std::slice::from_raw_parts(self.0, self.1) }
+    }
+}
+
+#[expect(unsafe_code, reason = "maps memory")]
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length.
+        let _ = unsafe { munmap(self.0.cast_mut().cast(), self.1) };
     }
 }
 
