@@ -2,6 +2,7 @@
 //! What the tables mean is elsewhere.
 
 use super::IndexError;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -254,6 +255,8 @@ fn connect(path: &Path, writable: bool) -> Result<Connection, IndexError> {
     // The cache of pages: 4 MiB, for the process has to stay small.
     connection.pragma_update(None, "cache_size", -4096).map_err(failed)?;
     connection.pragma_update(None, "trusted_schema", false).map_err(failed)?;
+    // Otherwise a statement is planned anew whenever it is asked about another leaf.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
     if writable {
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     }

@@ -8,7 +8,7 @@ use crate::core::changes::LeafSet;
 use crate::core::geometry::LeafIndex;
 use crate::core::layout::{DiskSlot, Tree};
 use crate::core::stamp::Stamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::ops::Range;
 
 /// Leaves that share a record.
@@ -47,8 +47,11 @@ impl Index {
             .map_err(|error| self.error("reading a leaf", error))?
             .map(|row| self.decode(slot, row))
             .transpose()?;
-        run.filter(|run| run.leaves.contains(&leaf.0))
-            .ok_or_else(|| self.damaged(format!("disk {} has no record of leaf {}", slot.number(), leaf.0)))
+        run.filter(|run| run.leaves.contains(&leaf.0)).ok_or_else(|| self.no_record(slot, leaf))
+    }
+
+    fn no_record(&self, slot: DiskSlot, leaf: LeafIndex) -> IndexError {
+        self.damaged(format!("disk {} has no record of leaf {}", slot.number(), leaf.0))
     }
 
     fn decode(&self, slot: DiskSlot, row: RunRow) -> Result<Run, IndexError> {
@@ -68,9 +71,28 @@ impl Index {
     /// The run that a leaf belongs to, and its candidates as they were at the same moment: storing a comparison
     /// changes both, so that a record of before together with the candidates of after would look compared.
     pub fn leaf_at(&self, slot: DiskSlot, leaf: LeafIndex) -> Result<(Run, LeafSet), IndexError> {
-        self.read_at_once("reading a leaf", |connection| {
-            Ok((self.run_at_in(connection, slot, leaf)?, self.candidates_in(connection, slot, leaf)?))
-        })
+        // One statement reads as of one moment.
+        const SQL: &str = "SELECT first, end, body, run.sum, chunks, candidate.sum FROM run
+             LEFT JOIN candidate ON candidate.slot = ?1 AND leaf = ?2
+             WHERE run.slot = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1";
+        let failed = |error| self.error("reading a leaf", error);
+        let row = self.read(|connection| {
+            let mut statement = connection.prepare_cached(SQL).map_err(failed)?;
+            let both = |row: &Row<'_>| Ok((RunRow::from(row)?, row.get(4)?, row.get(5)?));
+            statement.query_row(params![slot.number(), leaf.0], both).optional().map_err(failed)
+        })?;
+        let Some((run, chunks, sum)) = row else { return Err(self.no_record(slot, leaf)) };
+        let run = self.decode(slot, run)?;
+        if !run.leaves.contains(&leaf.0) {
+            return Err(self.no_record(slot, leaf));
+        }
+        let listed = match (chunks, sum) {
+            (None, None) => LeafSet::EMPTY,
+            (chunks, sum) => {
+                self.decode_candidates(slot, leaf, chunks.unwrap_or_default(), sum.unwrap_or_default())?
+            }
+        };
+        Ok((run, listed))
     }
 
     /// Has one of these leaves candidates?

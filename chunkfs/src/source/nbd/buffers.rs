@@ -1,7 +1,6 @@
 //! Buffers of one block each, used again and again.
 //! A buffer that is taken may hold old bytes: whoever takes it overwrites all that is shown of it.
 
-use super::slots::SLOTS_PER_CONNECTION;
 use std::sync::Mutex;
 
 /// What a block of the image holds.
@@ -18,8 +17,8 @@ pub(super) struct Buffers {
     free: Mutex<Vec<Box<[u8]>>>,
 }
 
-/// As many as a burst of replies needs at most; more would only be memory that nobody uses.
-const MAX_FREE: usize = SLOTS_PER_CONNECTION;
+/// As many as are read ahead for one reader; more would only be memory that nobody uses.
+const MAX_FREE: usize = super::WINDOW as usize;
 
 impl Buffers {
     pub(super) fn new(block_bytes: usize) -> Buffers {

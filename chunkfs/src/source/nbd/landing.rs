@@ -9,31 +9,49 @@ use std::ops::Range;
 #[derive(Debug)]
 pub(super) struct Landing {
     block_bytes: usize,
-    /// Of all blocks. The last may be short.
-    bytes: usize,
-    blocks: Vec<(Option<Content>, Promise<Content>)>,
+    /// The last may be short.
+    blocks: Vec<Block>,
+}
+
+#[derive(Debug)]
+struct Block {
+    content: Option<Content>,
+    /// Bytes that have not come yet.
+    left: usize,
+    promise: Promise<Content>,
+}
+
+/// Whether all of a block has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filled {
+    Not,
+    Whole,
 }
 
 impl Landing {
     /// `bytes` from the start of a block on; a promise for each that there is something of.
     pub(super) fn new(block_bytes: usize, bytes: usize, promises: Vec<Promise<Content>>) -> Landing {
         assert_eq!(promises.len(), bytes.div_ceil(block_bytes), "a promise for each block");
-        let blocks = promises.into_iter().map(|promise| (None, promise)).collect();
-        Landing { block_bytes, bytes, blocks }
+        let starts = (0..bytes).step_by(block_bytes);
+        let block = |(start, promise)| Block { content: None, left: block_bytes.min(bytes - start), promise };
+        Landing { block_bytes, blocks: starts.zip(promises).map(block).collect() }
     }
 
-    /// Has the bytes at `place` written, a part in each block. What stands in a buffer before is never seen: a reply
-    /// that does not overwrite all of it is not complete.
+    /// Has the bytes at `place` written, which come now for the first time, a part in each block. What stands in a
+    /// buffer before is never seen: a reply that does not overwrite all of it is not complete.
     pub(super) fn write<E>(
         &mut self,
         place: Range<usize>,
         buffers: &Buffers,
-        mut write: impl FnMut(&mut [u8]) -> Result<(), E>,
+        mut write: impl FnMut(&mut [u8], Filled) -> Result<(), E>,
     ) -> Result<(), E> {
         for (block, part) in self.parts(place) {
-            let content = self.blocks[block].0.get_or_insert_with(|| Content::Bytes(buffers.take()));
+            let block = &mut self.blocks[block];
+            block.left -= part.len();
+            let filled = if block.left == 0 { Filled::Whole } else { Filled::Not };
+            let content = block.content.get_or_insert_with(|| Content::Bytes(buffers.take()));
             match content {
-                Content::Bytes(bytes) => write(&mut bytes[part])?,
+                Content::Bytes(bytes) => write(&mut bytes[part], filled)?,
                 Content::Zeros => unreachable!("all of it has come as a hole, so nothing more was accepted"),
             }
         }
@@ -43,12 +61,12 @@ impl Landing {
     /// The bytes at `place` are zeros.
     pub(super) fn zero(&mut self, place: Range<usize>, buffers: &Buffers) {
         for (block, part) in self.parts(place) {
-            let all = 0..self.block_bytes.min(self.bytes - block * self.block_bytes);
-            let content = &mut self.blocks[block].0;
-            if part == all {
-                *content = Some(Content::Zeros);
+            let block = &mut self.blocks[block];
+            block.left -= part.len();
+            if block.left == 0 && block.content.is_none() {
+                block.content = Some(Content::Zeros);
             } else if let Content::Bytes(bytes) =
-                content.get_or_insert_with(|| Content::Bytes(buffers.take()))
+                block.content.get_or_insert_with(|| Content::Bytes(buffers.take()))
             {
                 bytes[part].fill(0);
             }
@@ -57,8 +75,8 @@ impl Landing {
 
     /// All has come.
     pub(super) fn finish(self) {
-        for (content, promise) in self.blocks {
-            promise.keep(content.expect("what is complete has content"));
+        for block in self.blocks {
+            block.promise.keep(block.content.expect("what is complete has content"));
         }
     }
 
@@ -98,7 +116,7 @@ mod tests {
             let (mut landing, answers) = landing(20);
             for (from, to) in cuts.iter().zip(&cuts[1..]).rev() {
                 let mut next = *from as u8;
-                let write = |part: &mut [u8]| {
+                let write = |part: &mut [u8], _| {
                     part.iter_mut().for_each(|byte| (*byte, next) = (next, next + 1));
                     Ok::<(), Infallible>(())
                 };
@@ -116,7 +134,8 @@ mod tests {
         let buffers = Buffers::new(8);
         let (mut landing, answers) = landing(20);
         landing.zero(5..20, &buffers);
-        let write = |part: &mut [u8]| {
+        let write = |part: &mut [u8], filled| {
+            assert_eq!(filled, Filled::Whole, "the rest has come before");
             part.fill(7);
             Ok::<(), Infallible>(())
         };

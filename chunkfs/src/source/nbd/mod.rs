@@ -48,7 +48,7 @@ use landing::Landing;
 use options::BlockSizes;
 use readahead::Confines;
 use reply::Runs;
-use slots::{SLOTS_PER_CONNECTION, Slot, Slots};
+use slots::{Slot, Slots};
 use status::Spans;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -87,6 +87,9 @@ const MAX_BLOCK_BYTES: u32 = 1 << 20;
 /// Asked for at once when reading ahead. Per byte, QEMU takes a tenth less time than for 256 KiB (docs/performance.md).
 const REQUEST_BYTES: u64 = 1 << 20;
 
+/// So many blocks are read ahead for a reader, for each connection.
+const WINDOW: u64 = 32;
+
 /// How long a further connection may take: a server that says that it takes several and accepts one leaves it waiting.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -120,7 +123,7 @@ impl NbdSource {
         let block_bytes = block_bytes(agreed.sizes);
         let slots = Slots::new(established.len());
         let buffers = Arc::new(Buffers::new(block_bytes as usize));
-        let window = (established.len() * SLOTS_PER_CONNECTION) as u64;
+        let window = established.len() as u64 * WINDOW;
         let blocks = usize::try_from(options.cache_bytes / block_bytes).unwrap_or(usize::MAX).max(4);
         let blocks = NonZeroUsize::new(blocks).expect("at least four");
         let mut source = NbdSource {
@@ -160,7 +163,7 @@ impl NbdSource {
             let (block, within) = (at / self.block_bytes, (at % self.block_bytes) as usize);
             let length = buffer.len().min(self.block_bytes as usize - within);
             let certain = (at + buffer.len() as u64 - 1) / self.block_bytes - block;
-            let answer = self.cache.get(self, block, certain.min(SLOTS_PER_CONNECTION as u64));
+            let answer = self.cache.get(self, block, certain.min(WINDOW));
             let (part, rest) = buffer.split_at_mut(length);
             match answer.wait() {
                 Some(Content::Zeros) => part.fill(0),

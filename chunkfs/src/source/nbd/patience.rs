@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A reply needs fewer reads than this. A server that needs more, and longer than the limit, is feeding us crumbs.
+/// A block needs fewer reads than this. A server that needs more, and longer than the limit, is feeding us crumbs.
 const MAX_READS: u32 = 512;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Patient {
     waited_for: Arc<AtomicUsize>,
     limit: Duration,
     max_ticks: u32,
-    /// Since the last request was answered, while one was waited for.
+    /// Since the last request was answered, or a block of one had come, while one was waited for.
     ticks: u32,
     reads: u32,
     since: Instant,
@@ -36,7 +36,7 @@ impl Patient {
         Ok(Patient { socket, waited_for, limit, max_ticks, ticks: 0, reads: 0, since: Instant::now() })
     }
 
-    /// A request was answered.
+    /// A request was answered, or a whole block has come.
     pub(super) fn progressed(&mut self) {
         (self.ticks, self.reads, self.since) = (0, 0, Instant::now());
     }
