@@ -330,6 +330,31 @@ fn crumbs_do_not_count_as_an_answer() {
 }
 
 #[test]
+fn a_slow_server_has_as_long_for_each_block_of_an_answer() {
+    const BLOCK: u64 = 256 << 10;
+    let fake = Fake::start(|stream| {
+        honest_handshake(stream, 8 * BLOCK)?;
+        loop {
+            let r = next_request(stream)?;
+            let mut answer = data(DONE, r.cookie, r.offset, &vec![7; r.length as usize]);
+            let first = answer.drain(..answer.len() - r.length as usize).collect::<Vec<_>>();
+            stream.write_all(&first)?;
+            for block in answer.chunks(BLOCK as usize) {
+                std::thread::sleep(LIMIT / 2);
+                stream.write_all(block)?;
+            }
+        }
+    });
+    let source = fake.connect(&[]).unwrap();
+    // The last four with one request: three of them take longer than the limit.
+    for n in 0..8 {
+        let mut bytes = [0; 4096];
+        source.read_at(n * BLOCK, &mut bytes).unwrap();
+        assert_eq!(bytes, [7; 4096]);
+    }
+}
+
+#[test]
 fn bytes_that_nobody_asked_for_end_the_source() {
     let fake = Fake::start(|stream| {
         honest_handshake(stream, END)?;
@@ -392,7 +417,8 @@ fn read_ahead_stays_where_it_was_told_to() {
         honest_handshake(stream, 64 * block)?;
         loop {
             let r = next_request(stream)?;
-            sender.send(r.offset / block).unwrap();
+            let blocks = r.offset / block..(r.offset + u64::from(r.length)) / block;
+            blocks.for_each(|asked| sender.send(asked).unwrap());
             stream.write_all(&hole(DONE, r.cookie, r.offset, r.length))?;
         }
     });
