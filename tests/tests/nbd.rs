@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
 use std::time::{Duration, Instant};
 use tests::image::noise;
 use tests::nbd::Server;
@@ -46,7 +46,7 @@ fn fuse_an_export_is_shown_as_its_image_would_be() {
 #[test]
 fn fuse_what_is_open_or_mapped_stays_what_it_is_while_all_else_is_read() {
     for options in ["", "-o kernel_cache"] {
-        let home = Home::new("lent");
+        let home = Home::new("mapped");
         // More than is kept in memory, some of it zero, and a short chunk at the end.
         let image = Image::full(&home.path("disk.img"), 300 * CHUNK + 4608);
         image.write(9 * CHUNK, &vec![0; CHUNK as usize]);
@@ -54,13 +54,9 @@ fn fuse_what_is_open_or_mapped_stays_what_it_is_while_all_else_is_read() {
         home.mount(&format!("{options} {}", served.uri));
         let open = |number| File::open(home.path("mnt").join(chunk(number))).unwrap();
         let at = |number| image.read(number * CHUNK, if number == 300 { 4608 } else { CHUNK as usize });
-        let all = |file: &File| {
-            let mut bytes = vec![0; CHUNK as usize + 1];
-            let mut length = 0;
-            while let more @ 1.. = file.read_at(&mut bytes[length..], length as u64).unwrap() {
-                length += more;
-            }
-            bytes.truncate(length);
+        let all = |mut file: &File| {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
             bytes
         };
 

@@ -43,15 +43,14 @@ impl Index {
             .prepare_cached("SELECT first, end, body, sum FROM run WHERE slot = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1")
             .map_err(|error| self.error("reading a leaf", error))?;
         let row = statement.query_row(params![slot.number(), leaf.0], RunRow::from).optional();
-        let run = row
-            .map_err(|error| self.error("reading a leaf", error))?
-            .map(|row| self.decode(slot, row))
-            .transpose()?;
-        run.filter(|run| run.leaves.contains(&leaf.0)).ok_or_else(|| self.no_record(slot, leaf))
+        self.run_with(slot, leaf, row.map_err(|error| self.error("reading a leaf", error))?)
     }
 
-    fn no_record(&self, slot: DiskSlot, leaf: LeafIndex) -> IndexError {
-        self.damaged(format!("disk {} has no record of leaf {}", slot.number(), leaf.0))
+    /// The run in a row that was looked for by a leaf, which has to be in it.
+    fn run_with(&self, slot: DiskSlot, leaf: LeafIndex, row: Option<RunRow>) -> Result<Run, IndexError> {
+        let run = row.map(|row| self.decode(slot, row)).transpose()?;
+        run.filter(|run| run.leaves.contains(&leaf.0))
+            .ok_or_else(|| self.damaged(format!("disk {} has no record of leaf {}", slot.number(), leaf.0)))
     }
 
     fn decode(&self, slot: DiskSlot, row: RunRow) -> Result<Run, IndexError> {
@@ -78,17 +77,14 @@ impl Index {
         let failed = |error| self.error("reading a leaf", error);
         let row = self.read(|connection| {
             let mut statement = connection.prepare_cached(SQL).map_err(failed)?;
-            let both = |row: &Row<'_>| Ok((RunRow::from(row)?, row.get(4)?, row.get(5)?));
+            let both = |row: &Row<'_>| Ok((RunRow::from(row)?, (row.get(4)?, row.get(5)?)));
             statement.query_row(params![slot.number(), leaf.0], both).optional().map_err(failed)
         })?;
-        let Some((run, chunks, sum)) = row else { return Err(self.no_record(slot, leaf)) };
-        let run = self.decode(slot, run)?;
-        if !run.leaves.contains(&leaf.0) {
-            return Err(self.no_record(slot, leaf));
-        }
-        let listed = match (chunks, sum) {
-            (None, None) => LeafSet::EMPTY,
-            (chunks, sum) => {
+        let (run, candidates) = row.unzip();
+        let run = self.run_with(slot, leaf, run)?;
+        let listed = match candidates {
+            None | Some((None, None)) => LeafSet::EMPTY,
+            Some((chunks, sum)) => {
                 self.decode_candidates(slot, leaf, chunks.unwrap_or_default(), sum.unwrap_or_default())?
             }
         };
