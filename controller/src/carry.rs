@@ -2,10 +2,10 @@
 //! Takes no snapshot and knows no guest. A file has its name only when it is whole and on the disk.
 //!
 //! ```text
-//! source ── blocks of 1 MiB, several threads ──┬── hash each ── join the hashes (tree)
-//!           holes are not read (blocks)        └── raw: write in order, holes stay holes
-//!                                                  gzip, zstd: compress each (encode) ── append in order
-//!                                                  a program: into its input in order, its output is the file
+//! source ── blocks, several threads ──┬── hash each ── join the hashes (tree)
+//!           holes are not read        └── raw: write past the page cache, holes stay holes
+//!           (blocks)                      gzip, zstd: compress each (encode) ── append in order
+//!                                         a program: into its input in order, its output is the file
 //! ```
 
 mod blocks;
@@ -13,15 +13,15 @@ mod command;
 mod encode;
 mod error;
 mod expand;
+mod jobs;
 mod partial;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 use std::num::NonZeroU64;
-use std::sync::{Mutex, PoisonError};
 
-use chunkfs::copy::Bulk;
+use chunkfs::copy::{Aligned, PIECE, sparse_runs};
 use chunkfs::source::Source;
 use chunkfs::watch::Watch;
 
@@ -32,7 +32,7 @@ pub use error::CarryError;
 pub use expand::expand;
 pub use partial::Directory;
 
-use blocks::{Block, Reading};
+use blocks::{Block, Buffers, Reading};
 use command::Feed;
 use partial::Partial;
 
@@ -65,7 +65,7 @@ pub struct Carried {
     pub digest: blake3::Hash,
 }
 
-/// The unit of raw and piped disks, and of gzip's members.
+/// The unit of piped disks, and of gzip's members.
 const BLOCK: u64 = 1 << 20;
 /// A frame of zstd ends where nothing is remembered: a longer one compresses better.
 const ZSTD_BLOCK: u64 = 4 << 20;
@@ -118,7 +118,7 @@ pub fn to_command(
 
 /// The digest alone: nothing is written.
 pub fn digest(source: &dyn Source, options: &Options<'_>, watch: &dyn Watch) -> Result<Carried, CarryError> {
-    let reading = Reading { source, block_len: BLOCK, options, watch };
+    let reading = Reading { source, block_len: BLOCK, fills_holes: false, options, watch };
     let digest = blocks::for_each(&reading, || Ok(()), |(): &mut (), _: &mut Block| Ok(()), |()| Ok(()))?;
     Ok(Carried { bytes: Bytes(source.len().bytes()), digest })
 }
@@ -141,7 +141,7 @@ fn fill(
     }
 }
 
-/// One thread writes: a file system lets only one at a time into a file, and lays out best what comes in order.
+/// Written from one thread: a file system lays out best what comes in order.
 fn raw(
     source: &dyn Source,
     partial: &Partial<'_>,
@@ -151,27 +151,33 @@ fn raw(
     let len = source.len().bytes();
     let file = partial.file();
     file.set_len(len).map_err(|error| partial.error("lengthening", 0, error))?;
-    // New memory for each block would cost as much as reading it.
-    let spare = Mutex::new(Vec::new());
-    let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+    let block_len = PIECE as u64;
+    let buffers = Buffers::new(block_len);
     let take = |(): &mut (), block: &mut Block| {
         Ok(match block {
             Block::Zeros(_) => None,
-            Block::Data(offset, bytes) => {
-                Some((*offset, std::mem::replace(bytes, spare().pop().unwrap_or_default())))
+            Block::Data(offset, bytes, parts) => {
+                // The file has just been made: all of it is a hole.
+                let runs = parts.iter().flat_map(|part| {
+                    sparse_runs(&bytes[part.clone()]).map(|run| part.start + run.start..part.start + run.end)
+                });
+                let runs: Vec<_> = runs.collect();
+                Some((std::mem::replace(bytes, buffers.take()), *offset, runs))
             }
         })
     };
-    let mut bulk = Bulk::default();
-    let write = |block: Option<(u64, Vec<u8>)>| {
-        let Some((offset, bytes)) = block else { return Ok(()) };
-        // The file has just been made: all of it is a hole.
-        let written = bulk.write_sparse_at(file, &bytes, offset);
-        spare().push(bytes);
-        written.map_err(|(at, error)| partial.error("writing", at, error))
+    let mut bulk = partial.bulk()?;
+    let write = |block: Option<(Aligned, u64, Vec<_>)>| {
+        let Some((bytes, offset, runs)) = block else { return Ok(()) };
+        let written = bulk.write_runs(bytes, offset, runs);
+        while let Some(spare) = bulk.spare() {
+            buffers.give_back(spare);
+        }
+        written.map_err(|error| partial.unwritten(error))
     };
-    let reading = Reading { source, block_len: BLOCK, options, watch };
+    let reading = Reading { source, block_len, fills_holes: false, options, watch };
     let digest = blocks::for_each(&reading, || Ok(()), take, write)?;
+    bulk.flush().map_err(|error| partial.unwritten(error))?;
     Ok(Carried { bytes: Bytes(len), digest })
 }
 
@@ -187,11 +193,10 @@ fn encoded(
     let encoder = || encode::Encoder::new(options.compression).map_err(failed);
     // A disk may have a million blocks of zeros.
     let zeros = encoder()?.encode(&vec![0; block_len as usize]).map_err(failed)?;
-    let mut bulk = Bulk::default();
+    let mut bulk = partial.bulk()?;
     let mut written = 0;
     let mut append = |bytes: &[u8]| {
-        bulk.write_all_at(partial.file(), bytes, written)
-            .map_err(|error| partial.error("writing", written, error))?;
+        bulk.write_all_at(bytes, written).map_err(|error| partial.unwritten(error))?;
         written += bytes.len() as u64;
         Ok(())
     };
@@ -202,12 +207,13 @@ fn encoded(
     let compress = |encoder: &mut encode::Encoder, block: &mut Block| match block {
         Block::Zeros(range) if range.len() == block_len => Ok(None),
         Block::Zeros(range) => encoder.encode(&vec![0; range.len() as usize]).map(Some).map_err(failed),
-        Block::Data(_, bytes) => encoder.encode(bytes).map(Some).map_err(failed),
+        Block::Data(_, bytes, _) => encoder.encode(bytes).map(Some).map_err(failed),
     };
-    let reading = Reading { source, block_len, options, watch };
+    let reading = Reading { source, block_len, fills_holes: true, options, watch };
     let digest = blocks::for_each(&reading, encoder, compress, |block: Option<Vec<u8>>| {
         append(block.as_deref().unwrap_or(&zeros))
     })?;
+    bulk.flush().map_err(|error| partial.unwritten(error))?;
     Ok(Carried { bytes: Bytes(len), digest })
 }
 
@@ -218,20 +224,25 @@ fn pipe(
     watch: &dyn Watch,
 ) -> Result<Carried, CarryError> {
     let zeros = vec![0; BLOCK as usize];
+    let buffers = Buffers::new(BLOCK);
     let take = |(): &mut (), block: &mut Block| {
         Ok(match block {
             Block::Zeros(range) => Err(range.len()),
-            Block::Data(_, bytes) => Ok(std::mem::take(bytes)),
+            Block::Data(_, bytes, _) => Ok(std::mem::replace(bytes, buffers.take())),
         })
     };
-    let reading = Reading { source, block_len: BLOCK, options, watch };
+    let reading = Reading { source, block_len: BLOCK, fills_holes: true, options, watch };
     // On an error the program is ended before anybody acts on its file.
     let digest = blocks::for_each(
         &reading,
         || Ok(()),
         take,
-        |block: Result<Vec<u8>, u64>| match block {
-            Ok(bytes) => feed.put(&bytes, watch),
+        |block: Result<Aligned, u64>| match block {
+            Ok(bytes) => {
+                let put = feed.put(&bytes, watch);
+                buffers.give_back(bytes);
+                put
+            }
             Err(zero) => feed.put(&zeros[..zero as usize], watch),
         },
     )?;

@@ -26,7 +26,7 @@ pub(super) fn restore(job: &Job<'_>, path: &Path) -> Result<Outcome, RestoreErro
         Mode::InPlace => Content::Old,
         Mode::New | Mode::Replace => Content::Unknown,
     };
-    let mut sink = Sink::new(file, path, Medium::Device, content);
+    let mut sink = Sink::new(file, path, Medium::Device, content)?;
     match fill(job, &mut sink) {
         Ok(()) => Ok(Outcome { beyond: size - job.len(), ..job.outcome(&sink) }),
         Err(cause) if !sink.is_changed() => Err(cause),

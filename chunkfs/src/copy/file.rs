@@ -71,9 +71,9 @@ impl Place {
     }
 
     fn fill_anew(&self, job: &Job<'_>, file: File) -> Result<Outcome, RestoreError> {
-        let mut sink = Sink::new(file, &self.partial, Medium::File, Content::Hole);
-        job.copy(job.everything(), &mut sink)?;
+        let mut sink = Sink::new(file, &self.partial, Medium::File, Content::Hole)?;
         sink.set_len(job.len())?;
+        job.copy(job.everything(), &mut sink)?;
         sink.sync()?;
         match job.mode {
             Mode::Replace => self.rename(&self.partial, &self.target, RenameFlags::empty())?,
@@ -91,11 +91,11 @@ impl Place {
             return Err(RestoreError::HardLinked { path: from.to_owned(), names: stat.st_nlink });
         }
         self.lock(&file, from)?;
+        let mut sink = Sink::new(file, &self.partial, Medium::File, Content::Old)?;
         if from == self.target {
             self.rename(from, &self.partial, RenameFlags::NOREPLACE)?;
             self.sync_directory()?;
         }
-        let mut sink = Sink::new(file, &self.partial, Medium::File, Content::Old);
         let done = self.fill_in_place(job, &mut sink);
         match done {
             Ok(()) => {

@@ -1,9 +1,12 @@
 //! Copies a source to a file or a block device, so that an interrupted copy is never taken for a finished one.
 //! Nothing here mounts anything, and no target has its name, or its first chunk, before it is whole and on the disk.
 
+mod aligned;
 mod blocks;
 mod bulk;
+mod cached;
 mod device;
+mod direct;
 mod file;
 mod pieces;
 mod sink;
@@ -11,7 +14,9 @@ mod sink;
 use crate::core::geometry::{ByteRange, ChunkSize};
 use crate::source::{Source, SourceError};
 use crate::watch::Watch;
-pub use bulk::Bulk;
+pub use aligned::{ALIGNMENT, Aligned};
+pub use bulk::{Bulk, WriteError, sparse_runs};
+pub use direct::PIECE;
 use serde::Serialize;
 use sink::Sink;
 use std::io;

@@ -3,7 +3,7 @@
 
 use super::blocks::{Action, Before, runs};
 use super::pieces::Piece;
-use super::{Bulk, RestoreError};
+use super::{Bulk, RestoreError, WriteError};
 use crate::core::digest::is_zero;
 use crate::core::geometry::ByteRange;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -55,26 +55,36 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(file: File, path: &Path, medium: Medium, content: Content) -> Sink {
+    pub(super) fn new(
+        file: File,
+        path: &Path,
+        medium: Medium,
+        content: Content,
+    ) -> Result<Sink, RestoreError> {
         let punches = match medium {
             Medium::File => vec![FallocateFlags::PUNCH_HOLE],
             // The first gives the blocks back where the device can; the second makes the kernel write zeros.
             Medium::Device => vec![FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE],
         };
         let path = path.to_owned();
-        Sink {
+        let bulk = Bulk::new(&file).map_err(|error| RestoreError::Target {
+            doing: "opening",
+            path: path.clone(),
+            error,
+        })?;
+        Ok(Sink {
             file,
             path,
             medium,
             content,
             held_back: None,
             punches,
-            bulk: Bulk::default(),
+            bulk,
             old: Vec::new(),
             changed: false,
             written: 0,
             zeroed: 0,
-        }
+        })
     }
 
     /// Before anything else is changed, `range` becomes zero and is on the disk as zeros.
@@ -142,7 +152,8 @@ impl Sink {
         Ok(())
     }
 
-    pub(super) fn sync(&self) -> Result<(), RestoreError> {
+    pub(super) fn sync(&mut self) -> Result<(), RestoreError> {
+        self.bulk.flush().map_err(self.write_error())?;
         self.file.sync_all().map_err(self.error("syncing"))
     }
 
@@ -156,7 +167,8 @@ impl Sink {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         self.before_change()?;
-        self.bulk.write_all_at(&self.file, bytes, offset).map_err(self.error("writing to"))?;
+        let written = self.bulk.write_all_at(bytes, offset);
+        written.map_err(self.write_error())?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -238,7 +250,8 @@ impl Sink {
         while at < range.end {
             let len = (range.end - at).min(STEP);
             let zeros = &zeros[..len as usize];
-            self.bulk.write_all_at(&self.file, zeros, at).map_err(self.error("writing to"))?;
+            let written = self.bulk.write_all_at(zeros, at);
+            written.map_err(self.write_error())?;
             at += len;
         }
         Ok(())
@@ -246,6 +259,11 @@ impl Sink {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RestoreError> {
         self.file.read_exact_at(buffer, offset).map_err(self.error("reading"))
+    }
+
+    fn write_error(&self) -> impl FnOnce(WriteError) -> RestoreError + use<> {
+        let error = self.error("writing to");
+        move |written| error(written.error)
     }
 
     fn error(&self, doing: &'static str) -> impl Fn(io::Error) -> RestoreError + use<> {

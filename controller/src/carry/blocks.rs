@@ -1,21 +1,26 @@
 //! Reads a source in blocks, in several threads, works on each, and hands on what came of it in their order.
 //! What is known to be zero is not read. At the end the digest of it all is known.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chunkfs::copy::Aligned;
 use chunkfs::core::geometry::ByteRange;
-use chunkfs::source::{Extent, ExtentKind, Source};
+use chunkfs::source::Source;
 use chunkfs::watch::Watch;
 
+use super::jobs::{Job, Jobs};
 use super::tree::{Leaf, Tree};
 use super::{CarryError, Options};
 
-/// So many blocks for each thread may be done before their turn comes, and so many bytes at least in all: whoever writes
+/// So many blocks for each thread may be read before their turn comes, and so many bytes at least in all: whoever writes
 /// them is held up now and then for as long as some take to be read.
 const AHEAD: u64 = 4;
 const AHEAD_AT_LEAST: u64 = 32 << 20;
+/// And at most, however many threads there are.
+const AHEAD_AT_MOST: u64 = 256 << 20;
 /// How long a wait goes on before it looks whether it is to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -23,14 +28,38 @@ pub(super) struct Reading<'a> {
     pub(super) source: &'a dyn Source,
     /// A power of two.
     pub(super) block_len: u64,
+    /// Are holes within a block to be zeros in its buffer?
+    pub(super) fills_holes: bool,
     pub(super) options: &'a Options<'a>,
     pub(super) watch: &'a dyn Watch,
 }
 
 pub(super) enum Block {
     Zeros(ByteRange),
-    /// The offset of the first byte, and the bytes. Whoever takes them leaves the reader to make room anew.
-    Data(u64, Vec<u8>),
+    /// The offset of the first byte, and the bytes. Whoever takes them leaves others in their place.
+    ///
+    /// What is in none of the ranges is a hole, and is zero in the buffer only where `Reading` says so.
+    Data(u64, Aligned, Vec<Range<usize>>),
+}
+
+/// Buffers that are used again: new memory for each block would cost as much as reading it.
+pub(super) struct Buffers {
+    len: u64,
+    spare: Mutex<Vec<Aligned>>,
+}
+
+impl Buffers {
+    pub(super) fn new(len: u64) -> Buffers {
+        Buffers { len, spare: Mutex::new(Vec::new()) }
+    }
+
+    pub(super) fn take(&self) -> Aligned {
+        lock(&self.spare).pop().unwrap_or_else(|| Aligned::new(self.len as usize))
+    }
+
+    pub(super) fn give_back(&self, buffer: Aligned) {
+        lock(&self.spare).push(buffer);
+    }
 }
 
 /// `work` runs in several threads, each with a state of its own; `put` in this one, in order.
@@ -66,7 +95,7 @@ pub(super) fn for_each<S, T: Send>(
 }
 
 impl Reading<'_> {
-    fn source_error(&self, offset: u64, error: chunkfs::source::SourceError) -> CarryError {
+    pub(super) fn source_error(&self, offset: u64, error: chunkfs::source::SourceError) -> CarryError {
         CarryError::Source { disk: self.options.disk.to_owned(), offset, error }
     }
 
@@ -78,45 +107,43 @@ impl Reading<'_> {
 /// What the threads share.
 struct Belt<'a, T> {
     reading: &'a Reading<'a>,
-    cursor: Mutex<Cursor>,
+    jobs: Mutex<Jobs>,
     ahead: u64,
     done: Mutex<Done<T>>,
     changed: Condvar,
 }
 
-/// Where the readers are.
-struct Cursor {
-    next: u64,
-    /// Of the source, from the next block on.
-    extents: VecDeque<Extent>,
-    /// Nothing may be read before.
-    not_before: Instant,
-}
-
 struct Done<T> {
     /// The block whose turn it is.
     turn: u64,
-    made: BTreeMap<u64, (Leaf, T)>,
+    /// So many that have data are being read, or wait for their turn.
+    reading: u64,
+    made: BTreeMap<u64, Made<T>>,
     failure: Option<CarryError>,
     ended: bool,
 }
 
-/// A block and the parts of it that have to be read.
-struct Job {
-    number: u64,
-    range: ByteRange,
-    data: Vec<ByteRange>,
-    not_before: Instant,
+impl<T> Done<T> {
+    fn is_over(&self) -> bool {
+        self.ended || self.failure.is_some()
+    }
+}
+
+struct Made<T> {
+    leaf: Leaf,
+    result: T,
+    was_read: bool,
 }
 
 impl<'a, T> Belt<'a, T> {
     fn new(reading: &'a Reading<'a>, workers: u64) -> Belt<'a, T> {
-        let cursor = Cursor { next: 0, extents: VecDeque::new(), not_before: Instant::now() };
-        let done = Done { turn: 0, made: BTreeMap::new(), failure: None, ended: false };
+        let done = Done { turn: 0, reading: 0, made: BTreeMap::new(), failure: None, ended: false };
         Belt {
             reading,
-            cursor: Mutex::new(cursor),
-            ahead: (AHEAD * workers).max(AHEAD_AT_LEAST / reading.block_len),
+            jobs: Mutex::new(Jobs::new()),
+            ahead: (AHEAD * workers)
+                .min(AHEAD_AT_MOST / reading.block_len)
+                .max(AHEAD_AT_LEAST / reading.block_len),
             done: Mutex::new(done),
             changed: Condvar::new(),
         }
@@ -132,8 +159,9 @@ impl<'a, T> Belt<'a, T> {
             }
             if let Some(made) = done.made.remove(&block) {
                 done.turn = block + 1;
+                done.reading -= u64::from(made.was_read);
                 self.changed.notify_all();
-                return Ok(made);
+                return Ok((made.leaf, made.result));
             }
             if let Some(failure) = done.failure.take() {
                 return Err(failure);
@@ -149,12 +177,12 @@ impl<'a, T> Belt<'a, T> {
         work: &impl Fn(&mut S, &mut Block) -> Result<T, CarryError>,
     ) {
         let ended = Ended(self);
-        let mut buffer = Vec::new();
+        let mut buffer = Aligned::new(self.reading.block_len as usize);
         let result = state().and_then(|mut state| {
             while let Some(job) = self.next_job()? {
-                let (leaf, made, used) = self.do_job(&job, &mut state, work, buffer)?;
-                buffer = used;
-                lock(&self.done).made.insert(job.number, (leaf, made));
+                let made;
+                (made, buffer) = self.do_job(&job, &mut state, work, buffer)?;
+                lock(&self.done).made.insert(job.number, made);
                 self.changed.notify_all();
             }
             Ok(())
@@ -172,49 +200,56 @@ impl<'a, T> Belt<'a, T> {
         job: &Job,
         state: &mut S,
         work: &impl Fn(&mut S, &mut Block) -> Result<T, CarryError>,
-        mut buffer: Vec<u8>,
-    ) -> Result<(Leaf, T, Vec<u8>), CarryError> {
+        mut buffer: Aligned,
+    ) -> Result<(Made<T>, Aligned), CarryError> {
         let len = self.reading.source.len().bytes();
         if job.data.is_empty() {
-            let leaf = Leaf::of(zeros(job.range.len()), job.range.start, len);
-            let made = work(state, &mut Block::Zeros(job.range))?;
-            return Ok((leaf, made, buffer));
+            let leaf = Leaf::of([zeros(job.range.len())], job.range, len);
+            let result = work(state, &mut Block::Zeros(job.range))?;
+            return Ok((Made { leaf, result, was_read: false }, buffer));
         }
         self.wait_until(job.not_before)?;
-        buffer.resize(job.range.len() as usize, 0);
-        let mut at = job.range.start;
+        buffer.set_len(job.range.len() as usize);
         let place = |at: u64| (at - job.range.start) as usize;
-        for part in &job.data {
-            buffer[place(at)..place(part.start)].fill(0);
-            self.reading
-                .source
-                .read_at(part.start, &mut buffer[place(part.start)..place(part.end)])
-                .map_err(|error| self.reading.source_error(part.start, error))?;
-            at = part.end;
+        let parts: Vec<_> = job.data.iter().map(|part| place(part.start)..place(part.end)).collect();
+        for (part, from) in parts.iter().zip(&job.data) {
+            let read = self.reading.source.read_at(from.start, &mut buffer[part.clone()]);
+            read.map_err(|error| self.reading.source_error(from.start, error))?;
         }
-        buffer[place(at)..].fill(0);
-        let leaf = Leaf::of(&buffer, job.range.start, len);
-        let mut block = Block::Data(job.range.start, buffer);
-        let made = work(state, &mut block)?;
-        let used = match block {
-            Block::Data(_, used) => used,
-            Block::Zeros(_) => Vec::new(),
-        };
-        Ok((leaf, made, used))
+        let leaf = Leaf::of(bytes_and_zeros(&buffer, &parts), job.range, len);
+        if self.reading.fills_holes {
+            holes(buffer.len(), &parts).for_each(|hole| buffer[hole].fill(0));
+        }
+        let mut block = Block::Data(job.range.start, buffer, parts);
+        let result = work(state, &mut block)?;
+        let Block::Data(_, left, _) = block else { unreachable!("bytes are left in the place of bytes") };
+        Ok((Made { leaf, result, was_read: true }, left))
     }
 
     /// None: all is read, or nobody waits for more.
     fn next_job(&self) -> Result<Option<Job>, CarryError> {
-        let job = lock(&self.cursor).next_job(self.reading)?;
-        let Some(job) = job else { return Ok(None) };
-        let mut done = lock(&self.done);
-        while job.number >= done.turn + self.ahead {
-            if done.ended || done.failure.is_some() {
+        loop {
+            let mut jobs = lock(&self.jobs);
+            let (turn, may_read) = {
+                let done = lock(&self.done);
+                if done.is_over() {
+                    return Ok(None);
+                }
+                (done.turn, done.reading < self.ahead)
+            };
+            if let Some(job) = jobs.take(self.reading, turn, may_read)? {
+                lock(&self.done).reading += u64::from(!job.data.is_empty());
+                return Ok(Some(job));
+            }
+            if jobs.are_taken(self.reading) {
                 return Ok(None);
             }
-            done = self.changed.wait_timeout(done, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+            drop(jobs);
+            let mut done = lock(&self.done);
+            while done.turn == turn && !done.is_over() {
+                done = self.changed.wait_timeout(done, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
-        Ok((!done.ended && done.failure.is_none()).then_some(job))
     }
 
     fn wait_until(&self, moment: Instant) -> Result<(), CarryError> {
@@ -231,49 +266,6 @@ impl<'a, T> Belt<'a, T> {
     }
 }
 
-impl Cursor {
-    fn next_job(&mut self, reading: &Reading<'_>) -> Result<Option<Job>, CarryError> {
-        let len = reading.source.len().bytes();
-        let start = self.next * reading.block_len;
-        if start >= len {
-            return Ok(None);
-        }
-        let range = ByteRange::new(start, start.saturating_add(reading.block_len).min(len));
-        let mut data = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let extent = self.extent_at(at, reading)?;
-            let part = ByteRange::new(at, extent.range.end.min(range.end));
-            if extent.kind == ExtentKind::Data {
-                data.push(part);
-            }
-            at = part.end;
-        }
-        let job = Job { number: self.next, range, data, not_before: self.not_before };
-        self.next += 1;
-        if let Some(rate) = reading.options.bytes_per_sec {
-            let bytes: u64 = job.data.iter().map(|part| part.len()).sum();
-            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
-            // Time in which nothing could be read is not made up for.
-            self.not_before = self.not_before.max(Instant::now())
-                + Duration::from_nanos(nanos.try_into().unwrap_or(u64::MAX));
-        }
-        Ok(Some(job))
-    }
-
-    fn extent_at(&mut self, at: u64, reading: &Reading<'_>) -> Result<Extent, CarryError> {
-        while self.extents.front().is_some_and(|extent| extent.range.end <= at) {
-            self.extents.pop_front();
-        }
-        if self.extents.is_empty() {
-            let rest = ByteRange::new(at, reading.source.len().bytes());
-            let extents = reading.source.extents(rest).map_err(|error| reading.source_error(at, error))?;
-            self.extents = extents.into();
-        }
-        Ok(*self.extents.front().expect("a source covers something of a range that is not empty"))
-    }
-}
-
 /// Whoever goes before all is done, by an error or a panic, is not waited for.
 struct Ended<'b, 'a, T>(&'b Belt<'a, T>);
 
@@ -282,6 +274,19 @@ impl<T> Drop for Ended<'_, '_, T> {
         lock(&self.0.done).ended = true;
         self.0.changed.notify_all();
     }
+}
+
+/// What is in none of the parts, which are in order, of so many bytes: before each, and after the last. May be empty.
+fn holes(len: usize, parts: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
+    let starts = [0].into_iter().chain(parts.iter().map(|part| part.end));
+    let ends = parts.iter().map(|part| part.start).chain([len]);
+    starts.zip(ends).map(|(start, end)| start..end)
+}
+
+/// All of the block in order, whatever is in its buffer where it has holes.
+fn bytes_and_zeros<'b>(buffer: &'b [u8], parts: &'b [Range<usize>]) -> impl Iterator<Item = &'b [u8]> {
+    let bytes = parts.iter().map(|part| &buffer[part.clone()]).chain([&[][..]]);
+    holes(buffer.len(), parts).zip(bytes).flat_map(|(hole, bytes)| [zeros(hole.len() as u64), bytes])
 }
 
 /// Read as often as there are holes: pages of the kernel's one page of zeros.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use chunkfs::copy::{Bulk, WriteError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -79,6 +80,15 @@ impl<'d> Partial<'d> {
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// For much that is written by this process.
+    pub(super) fn bulk(&self) -> Result<Bulk, CarryError> {
+        Bulk::new(&self.file).map_err(|error| self.error("opening", 0, error))
+    }
+
+    pub(super) fn unwritten(&self, unwritten: WriteError) -> CarryError {
+        self.error("writing", unwritten.offset, unwritten.error)
     }
 
     /// For a program that writes it.

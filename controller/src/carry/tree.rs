@@ -3,6 +3,7 @@
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
+use chunkfs::core::geometry::ByteRange;
 
 /// What a block adds to the digest. The blocks have one length, a power of two from 1 KiB on; the last may be short.
 #[derive(Clone, Copy, Debug)]
@@ -13,12 +14,15 @@ pub(super) enum Leaf {
 }
 
 impl Leaf {
-    /// `len`: of the disk. `offset`: of the block.
-    pub(super) fn of(block: &[u8], offset: u64, len: u64) -> Leaf {
-        if block.len() as u64 == len {
-            return Leaf::Whole(blake3::hash(block));
+    /// `parts`: of the block, one after the other. `range`: of the block. `len`: of the disk.
+    pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>, range: ByteRange, len: u64) -> Leaf {
+        let mut hasher = Hasher::new();
+        hasher.set_input_offset(range.start);
+        parts.into_iter().for_each(|part| _ = hasher.update(part));
+        match range.len() == len {
+            true => Leaf::Whole(hasher.finalize()),
+            false => Leaf::Part(hasher.finalize_non_root()),
         }
-        Leaf::Part(Hasher::new().set_input_offset(offset).update(block).finalize_non_root())
     }
 }
 
@@ -82,7 +86,10 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ seed).collect();
             let mut tree = Tree::default();
             for (number, part) in bytes.chunks(block).enumerate() {
-                tree.push(Leaf::of(part, (number * block) as u64, len as u64));
+                let start = (number * block) as u64;
+                let (one, other) = part.split_at(usize::from(seed) * part.len() / 255);
+                let range = ByteRange::new(start, start + part.len() as u64);
+                tree.push(Leaf::of([one, other], range, len as u64));
             }
             prop_assert_eq!(tree.digest(), blake3::hash(&bytes));
         }

@@ -33,11 +33,12 @@ pub(super) fn digest(
 pub(super) fn to_new_file(opened: &Opened, from: &Kept, to: &Path, watch: &dyn Watch) -> Result<(), Failed> {
     let file = image::new_file(to)?;
     let writing = || format!("write {}", to.display());
-    let mut bulk = Bulk::default();
+    let mut bulk = Bulk::new(&file).with_context(writing)?;
     let (bytes, digest) = for_each(opened, from, watch, |at, piece| {
         // The file is new: all of it is a hole.
-        bulk.write_sparse_at(&file, piece, at).map_err(|(_, error)| error).with_context(writing)
+        bulk.write_sparse_at(piece, at).with_context(writing)
     })?;
+    bulk.flush().with_context(writing)?;
     compare(opened, from, digest)?;
     Ok(file.set_len(bytes.0).and_then(|()| file.sync_all()).with_context(writing)?)
 }
@@ -48,7 +49,7 @@ pub(super) fn to_device(opened: &Opened, from: &Kept, path: &Path, watch: &dyn W
     let device = OpenOptions::new().write(true).custom_flags(exclusive).open(path);
     let device = device.with_context(|| format!("open {} alone", path.display()))?;
     let writing = || format!("write {}", path.display());
-    let (mut first, mut bulk) = (Vec::new(), Bulk::default());
+    let (mut first, mut bulk) = (Vec::new(), Bulk::new(&device).with_context(writing)?);
     let unfinished = |failed: Failed| Failed { is_unfinished: true, ..failed };
     let (_, digest) = for_each(opened, from, watch, |at, piece| {
         if at == 0 {
@@ -57,9 +58,10 @@ pub(super) fn to_device(opened: &Opened, from: &Kept, path: &Path, watch: &dyn W
             device.write_all_at(&nothing, 0).and_then(|()| device.sync_all()).with_context(writing)?;
             return Ok(());
         }
-        bulk.write_all_at(&device, piece, at).with_context(writing)
+        bulk.write_all_at(piece, at).with_context(writing)
     })
     .map_err(unfinished)?;
+    bulk.flush().with_context(writing).map_err(|error| unfinished(error.into()))?;
     compare(opened, from, digest).map_err(unfinished)?;
     let end = |device: &File| {
         device.sync_all()?;
