@@ -150,12 +150,12 @@ fn prepare(guest: &Guest, special: Special) -> Server {
     }
 }
 
+/// From the state before it in `STATES` to this one.
 fn bring_to(guest: &Guest, state: &str) {
-    if state != "shut off" {
-        guest.start();
-    }
-    if state == "paused" {
-        virsh_ok(&["suspend", &guest.name]);
+    match state {
+        "paused" => drop(virsh_ok(&["suspend", &guest.name])),
+        "shut off" => guest.power_off(),
+        _ => {}
     }
 }
 
@@ -212,7 +212,8 @@ fn is_on_volumes(storage: &Storage) -> bool {
     matches!(storage.special, Special::Volumes(_) | Special::OnVolume)
 }
 
-fn row(lab: &Lab, storage: &Storage, state: &str) -> String {
+/// The rows of one guest, which goes through all states.
+fn rows(lab: &Lab, storage: &Storage) -> [String; 3] {
     let (mut own, mut volume) = (None, None);
     let kept = match storage.special {
         Special::Nothing | Special::Chain | Special::Network => {
@@ -233,26 +234,29 @@ fn row(lab: &Lab, storage: &Storage, state: &str) -> String {
     for disk in 0..storage.disks.len() {
         guest.write(disk, 10 + disk as u8, 0, 2 << 20);
     }
-    guest.power_off();
-    bring_to(&guest, state);
+    let rows = STATES.map(|state| {
+        bring_to(&guest, state);
+        row(lab, storage, &mut guest, state)
+    });
+    virsh_ok(&["undefine", "mail01", "--checkpoints-metadata"]);
+    drop(server);
+    drop((guest, own, volume));
+    rows
+}
+
+fn row(lab: &Lab, storage: &Storage, guest: &mut Guest, state: &str) -> String {
     let mut text = format!("| {} | {state} |", storage.name);
     let on_volumes = is_on_volumes(storage);
     for (method, words) in METHODS {
         let seen = match on_volumes && method != "lvm" {
             true => planned(lab, words),
-            false => cell(lab, &mut guest, state, words),
+            false => cell(lab, guest, state, words),
         };
-        assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), state);
         write!(text, " {seen} |").unwrap();
     }
-    if state != "shut off" {
-        guest.power_off();
-    }
-    virsh_ok(&["undefine", "mail01", "--checkpoints-metadata"]);
-    drop(server);
+    assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), state);
     fs::remove_dir_all(lab.path("copy")).unwrap();
     fs::create_dir(lab.path("copy")).unwrap();
-    drop((guest, own, volume));
     text
 }
 
@@ -265,7 +269,7 @@ fn documented(page: &Path, storage: &Storage) -> Vec<String> {
 
 fn table(lab: &Lab, storages: &[Storage]) {
     for storage in storages {
-        let seen = STATES.map(|state| row(lab, storage, state));
+        let seen = rows(lab, storage);
         println!("{}", seen.join("\n"));
         assert_eq!(documented(&workspace().join("docs/methods.md"), storage), seen, "docs/methods.md");
     }

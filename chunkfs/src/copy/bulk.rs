@@ -48,7 +48,10 @@ impl Bulk {
             let Some(direct) = &mut self.direct else {
                 return self.cached.write_all_at(&self.file, bytes, offset);
             };
-            let filling = self.filling.get_or_insert_with(|| Filling::new(offset, direct.spare()));
+            let filling = match &mut self.filling {
+                Some(filling) => filling,
+                none => none.insert(Filling::new(offset, self.spare.take().or_else(|| direct.spare()))),
+            };
             let count = filling.add(bytes);
             (bytes, offset) = (&bytes[count..], offset + count as u64);
             if filling.is_full() {

@@ -134,7 +134,7 @@ impl Direct {
 
     /// Overlaps nothing that is under way. An error may be one of an earlier piece.
     pub(super) fn send(&mut self, piece: Piece) -> Result<(), WriteError> {
-        debug_assert!(piece.offset.is_multiple_of(ALIGNMENT as u64));
+        assert!(piece.offset.is_multiple_of(ALIGNMENT as u64));
         while let Ok(done) = self.done.try_recv() {
             self.take_back(done)?;
         }

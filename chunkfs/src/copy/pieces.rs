@@ -131,7 +131,7 @@ impl Cursor<'_> {
         } else {
             (piece_end, ExtentKind::Data)
         };
-        debug_assert!(at < end);
+        assert!(at < end);
         self.range.start = end;
         Ok(Some(Extent { range: ByteRange::new(at, end), kind }))
     }

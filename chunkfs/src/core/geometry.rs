@@ -109,7 +109,7 @@ impl LeafIndex {
     }
 
     pub fn chunk(self, slot: usize) -> ChunkIndex {
-        debug_assert!((slot as u64) < CHUNKS_PER_LEAF);
+        assert!((slot as u64) < CHUNKS_PER_LEAF);
         ChunkIndex(self.0 * CHUNKS_PER_LEAF + slot as u64)
     }
 
@@ -127,7 +127,7 @@ pub struct ByteRange {
 
 impl ByteRange {
     pub fn new(start: u64, end: u64) -> ByteRange {
-        debug_assert!(start <= end);
+        assert!(start <= end);
         ByteRange { start, end }
     }
 

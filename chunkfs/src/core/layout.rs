@@ -232,7 +232,7 @@ impl Inode {
             0 => 1,
             1 => 2,
             level => {
-                debug_assert!(node.prefix < 1 << Self::bits_of(level));
+                assert!(node.prefix < 1 << Self::bits_of(level));
                 1 << Self::bits_of(level) | node.prefix
             }
         }

@@ -87,7 +87,7 @@ impl ChunksSource {
     /// Some bytes of one chunk, from `within` on.
     fn read_chunk(&self, chunk: ChunkIndex, within: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let len = self.geometry.range_of(chunk).expect("the range lies inside the image").len();
-        debug_assert!(within + buffer.len() as u64 <= len);
+        assert!(within + buffer.len() as u64 <= len);
         if !self.is_verified() {
             return self.read_file(chunk, within, buffer, len);
         }
@@ -223,7 +223,7 @@ impl Source for ChunksSource {
                 None => extents.push(Extent { range: part, kind }),
             }
         }
-        debug_assert!(extents.len() as u64 <= CHUNKS_PER_LEAF);
+        assert!(extents.len() as u64 <= CHUNKS_PER_LEAF);
         Ok(extents)
     }
 

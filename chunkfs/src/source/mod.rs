@@ -103,7 +103,7 @@ pub fn is_hole(source: &dyn Source, range: ByteRange) -> Result<bool, SourceErro
             if extent.kind == ExtentKind::Data {
                 return Ok(false);
             }
-            debug_assert_eq!(extent.range.start, at);
+            assert_eq!(extent.range.start, at);
             at = extent.range.end;
         }
     }

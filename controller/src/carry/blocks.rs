@@ -69,7 +69,7 @@ pub(super) fn for_each<S, T: Send>(
     work: impl Fn(&mut S, &mut Block) -> Result<T, CarryError> + Sync,
     mut put: impl FnMut(T) -> Result<(), CarryError>,
 ) -> Result<blake3::Hash, CarryError> {
-    debug_assert!(reading.block_len.is_power_of_two());
+    assert!(reading.block_len.is_power_of_two());
     let len = reading.source.len().bytes();
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
     let belt = Belt::new(reading, workers as u64);

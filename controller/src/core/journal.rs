@@ -120,7 +120,7 @@ impl Chain {
     /// The line for a record, and with it the new end of the chain.
     pub fn append(&mut self, record: &Record) -> String {
         let json = serde_json::to_string(record).expect("records are plain data and always serialise");
-        debug_assert!(!json.contains('\n'), "JSON escapes newlines");
+        assert!(!json.contains('\n'), "JSON escapes newlines");
         self.0 = self.checksum(&json);
         format!("{} {json}\n", self.0)
     }
