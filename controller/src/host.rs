@@ -59,14 +59,14 @@ pub trait Files {
     /// Puts a file in the place of the one that is or is not there; nobody sees a part of it. Mode 0600.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<()>;
     fn append(&self, path: &Path, content: &[u8]) -> Result<()>;
-    /// A copy of a small file, on disk under its name only when it is whole. Mode 0600.
-    fn copy_file(&self, from: &Path, to: &Path) -> Result<()>;
+    /// A copy of a small file, on disk under its name only when it is whole. Mode 0600. Gives the digest of what was copied.
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<blake3::Hash>;
     /// What was written to these files is on the disk; what is written meanwhile, as far as it goes quickly.
     fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()>;
     /// What is in a directory that others write to: no link is followed, not even to the directory. None: there is none.
     fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>>;
     /// A copy of a regular file in such a directory, an error when it is larger. Mode 0600, and whole as `copy_file` has it.
-    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()>;
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<blake3::Hash>;
     /// A file that shares its blocks with another one; the name is new. Not synced: nobody needs it after a crash.
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()>;
     /// With the directories above it. Mode 0700 for those it makes, 0711 where QEMU must pass.

@@ -7,6 +7,8 @@ mod locking;
 mod outcome;
 mod undo;
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::core::domain::DomainId;
@@ -43,8 +45,9 @@ pub struct Session<'h> {
     journal: Option<JournalFile>,
     /// Did this job freeze the guest's file systems, and how much was that wanted?
     frozen: Option<Need>,
-    /// Of the disks copied so far, as `b3sum --check` reads them.
-    digests: String,
+    /// Of what was copied and written so far, each with the digest that `b3sum` prints: a disk under its name in the list
+    /// of digests, every other file where it is.
+    digests: Vec<(PathBuf, String)>,
     /// Is there a dump or an archive that stays?
     kept: bool,
     /// What was given back early was no good any more.
@@ -102,7 +105,7 @@ impl<'h> Session<'h> {
             taken_over,
             journal,
             frozen: None,
-            digests: String::new(),
+            digests: Vec::new(),
             kept: false,
             spoilt: None,
             _guard: guard,
@@ -223,8 +226,12 @@ impl<'h> Session<'h> {
         let process = match (act::act(self.host, step, interrupted), step) {
             (Ok(Acted::Done), _) => None,
             (Ok(Acted::Shown(process)), _) => Some(process),
-            (Ok(Acted::Copied(digest)), _) => {
-                self.digests.push_str(&digest);
+            (Ok(Acted::Copied { name, digest }), _) => {
+                self.digests.push((name.into(), digest));
+                None
+            }
+            (Ok(Acted::Wrote { path, digest }), _) => {
+                self.digests.push((path, digest.to_string()));
                 None
             }
             (Err(error), Step::Freeze { need: Need::Wished, .. }) => {
@@ -272,7 +279,7 @@ impl<'h> Session<'h> {
             let text = serde_json::to_string(dump).context("write JSON")?;
             self.host.replace(record, text.as_bytes())?;
         }
-        self.host.replace(&dump.dir.join(&dump.digests), self.digests.as_bytes())?;
+        self.host.replace(&dump.dir.join(&dump.digests), self.list_of_digests(dump).as_bytes())?;
         if let Some(manifest) = &dump.manifest {
             let content = match self.frozen {
                 Some(_) => &manifest.if_frozen,
@@ -293,6 +300,17 @@ impl<'h> Session<'h> {
             notes.push(format!("{error:#}"));
         }
         Ok(())
+    }
+
+    /// As `b3sum --check` reads it: the disks, and those other files of the dump that stay.
+    fn list_of_digests(&self, dump: &DumpRecord) -> String {
+        let stays = |name: &Path| dump.names.iter().any(|kept| Path::new(kept) == name);
+        let listed = |path: &Path| match path.strip_prefix(&dump.dir) {
+            Ok(name) => stays(name).then(|| name.display().to_string()),
+            Err(_) => path.is_relative().then(|| path.display().to_string()),
+        };
+        let lines = self.digests.iter().filter_map(|(path, digest)| Some((listed(path)?, digest)));
+        lines.map(|(name, digest)| format!("{digest}  {name}\n")).collect()
     }
 
     /// Undoes all that is owed, newest first, past failures; forgets the journal when nothing is owed any more.

@@ -46,8 +46,13 @@ fn libvirt_a_dump_has_every_disk_whole_and_cleanup_removes_it() {
             for (disk, name) in ["mail01_vda.img", "mail01_vdb.img"].iter().enumerate() {
                 assert!(fs::read(dir.join(name)).unwrap() == then[disk], "{method}: {name}");
             }
-            let checked = Command::new("b3sum").args(["--check", "mail01.b3"]).current_dir(&dir).status();
-            assert!(checked.unwrap().success());
+            let checked =
+                Command::new("b3sum").args(["--check", "mail01.b3"]).current_dir(&dir).output().unwrap();
+            assert!(checked.status.success());
+            assert_eq!(
+                String::from_utf8_lossy(&checked.stdout),
+                "mail01.xml: OK\nmail01_vda.img: OK\nmail01_vdb.img: OK\n"
+            );
             let blocks =
                 std::os::unix::fs::MetadataExt::blocks(&fs::metadata(dir.join("mail01_vda.img")).unwrap());
             assert!(blocks * 512 < 6 << 20, "holes stay holes: {blocks} blocks");

@@ -105,6 +105,46 @@ fn assert_comes_back(lab: &Lab, from: &Path, name: &str, then: &(Vec<u8>, Vec<u8
     virsh_ok(&["undefine", "--nvram", "--tpm", name]);
 }
 
+fn archived_name(archive: &Path) -> String {
+    names_in(archive).iter().find_map(|name| Some(name.strip_suffix(".b3")?.to_owned())).unwrap()
+}
+
+/// A byte that is another one, and a file that is missing, are noticed before anything is written.
+fn assert_every_file_is_verified(lab: &Lab, backup: &Path, stem: &str) {
+    let list = format!("{stem}.b3");
+    let checked = std::process::Command::new("b3sum").args(["--check", &list]).current_dir(backup).output();
+    assert!(checked.unwrap().status.success());
+    let files = [format!("{stem}.xml"), format!("{stem}.nvram"), format!("{stem}.tpm/{STATE}")];
+    let listed = fs::read_to_string(backup.join(&list)).unwrap();
+    let to = lab.path("verified");
+    fs::create_dir(&to).unwrap();
+    let words = ["restore", backup.to_str().unwrap(), "--name=verified", &format!("--to={}", to.display())];
+    for file in &files {
+        assert!(listed.contains(&format!("  {file}\n")), "{file}: {listed}");
+        let path = backup.join(file);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        let end = bad.len() - 1;
+        bad[end] ^= 1;
+        fs::write(&path, bad).unwrap();
+        for more in [&[][..], &["--no-verify"]] {
+            let told = lab.run(&[&words, more].concat());
+            assert_eq!(told.status, 6, "{told:?}");
+            assert!(told.stderr.contains(&format!("{file} is damaged")), "{told:?}");
+        }
+        if !file.ends_with(".xml") {
+            fs::remove_file(&path).unwrap();
+            let told = lab.run(&words);
+            assert_eq!(told.status, 6, "{told:?}");
+            assert!(told.stderr.contains("missing"), "{told:?}");
+        }
+        assert_eq!(names_in(&to), [""; 0]);
+        assert!(!virsh(&["dominfo", "verified"]).0);
+        fs::write(&path, good).unwrap();
+    }
+    fs::remove_dir(&to).unwrap();
+}
+
 #[test]
 fn libvirt_what_firmware_and_tpm_have_stored_comes_back_as_of_the_point_in_time() {
     with_libvirt("libvirt_what_firmware_and_tpm_have_stored_comes_back_as_of_the_point_in_time", |lab| {
@@ -161,6 +201,9 @@ fn libvirt_what_firmware_and_tpm_have_stored_comes_back_as_of_the_point_in_time(
         for (from, name) in [(&tree, "tree"), (&dump, "dumped"), (&archive, "archived")] {
             assert_comes_back(lab, from, name, &then);
         }
+        assert_every_file_is_verified(lab, &dump, "mail01");
+        let archived = archived_name(&archive);
+        assert_every_file_is_verified(lab, &archive, &archived);
 
         let elsewhere = format!("--to={}", lab.path("images").display());
         let told = lab.run(&["restore", tree.to_str().unwrap(), &elsewhere]);

@@ -81,8 +81,12 @@ struct Target {
 }
 
 impl Direct {
-    /// `None`: the file system does not say that it can, or has rules of its own for it.
+    /// `None`: the file system does not say that it can, or has rules of its own for it. Nor where the cache keeps more in a
+    /// page than is written past it: what goes through it beside a piece would bring back what was there before.
     pub(super) fn to(file: &File) -> Option<Direct> {
+        if rustix::param::page_size() > ALIGNMENT {
+            return None;
+        }
         let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
         let can = |alignment: u32| alignment != 0 && ALIGNMENT.is_multiple_of(alignment as usize);
         let is_told = told.stx_mask & StatxFlags::DIOALIGN.bits() != 0;

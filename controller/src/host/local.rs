@@ -102,9 +102,10 @@ impl<T: OnThisMachine> Files for T {
         append().with_context(|| format!("append to {}", path.display()))
     }
 
-    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<blake3::Hash> {
         let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
-        self.replace(to, &content)
+        self.replace(to, &content)?;
+        Ok(blake3::hash(&content))
     }
 
     fn bring_to_disk(&self, paths: &[PathBuf]) -> Result<()> {
@@ -126,10 +127,11 @@ impl<T: OnThisMachine> Files for T {
         strict::look_into(dir).with_context(|| format!("look into {}", dir.display()))
     }
 
-    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<blake3::Hash> {
         let content =
             strict::read(dir, name, at_most).with_context(|| format!("read {}", dir.join(name).display()))?;
-        self.replace(to, &content)
+        self.replace(to, &content)?;
+        Ok(blake3::hash(&content))
     }
 
     fn clone_file(&self, from: &Path, to: &Path) -> Result<()> {

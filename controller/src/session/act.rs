@@ -1,6 +1,7 @@
 //! A step to the host's verbs.
 //! Decides nothing, and undoes nothing: that is `undo`.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -42,8 +43,16 @@ pub(super) enum Acted {
     Done,
     /// A view that lives on.
     Shown(ProcessId),
-    /// A line for the list of digests.
-    Copied(String),
+    /// A disk, under its name in the list of digests, and its digest as `b3sum` prints it.
+    Copied {
+        name: String,
+        digest: String,
+    },
+    /// A small file, and what it holds.
+    Wrote {
+        path: PathBuf,
+        digest: blake3::Hash,
+    },
 }
 
 pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<Acted> {
@@ -57,11 +66,16 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         Step::MakeDir { path } => {
             host.make_dir(path)?;
         }
-        Step::WriteFile { path, content } => host.replace(path, content.as_bytes())?,
+        Step::WriteFile { path, content } => {
+            host.replace(path, content.as_bytes())?;
+            return Ok(wrote(path, blake3::hash(content.as_bytes())));
+        }
         Step::WriteSpec { path, spec } => host.replace(path, spec.to_json().as_bytes())?,
-        Step::CopyFile { from, to } => host.copy_file(from, to)?,
+        Step::CopyFile { from, to } => return Ok(wrote(to, host.copy_file(from, to)?)),
         Step::BringToDisk { paths } => host.bring_to_disk(paths)?,
-        Step::CopyTpm { dir, name, at_most, to } => host.copy_small(dir, name, *at_most, to)?,
+        Step::CopyTpm { dir, name, at_most, to } => {
+            return Ok(wrote(to, host.copy_small(dir, name, *at_most, to)?));
+        }
         Step::CloneFile { from, to } => host.clone_file(from, to)?,
         Step::SnapshotVolume(snapshot) => host.snapshot_volume(snapshot)?,
         Step::ReadThinDelta(delta) => host.thin_delta(delta)?,
@@ -93,11 +107,15 @@ pub(super) fn act(host: &dyn Host, step: &Step, interrupted: &(dyn Fn() -> bool 
         }
         Step::CopyDisk(copy) => {
             let digest = host.copy_disk(copy, interrupted)?;
-            return Ok(Acted::Copied(format!("{digest}  {}\n", copy.digest_of)));
+            return Ok(Acted::Copied { name: copy.digest_of.clone(), digest });
         }
         Step::Early(_) | Step::Release(_) | Step::IfFrozen { .. } | Step::KeepDump(_) => {
             unreachable!("the session does these itself")
         }
     }
     Ok(Acted::Done)
+}
+
+fn wrote(path: &Path, digest: blake3::Hash) -> Acted {
+    Acted::Wrote { path: path.to_owned(), digest }
 }

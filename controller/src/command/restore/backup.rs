@@ -22,8 +22,8 @@ use crate::core::tpm::{self, Found, TpmFacts, TpmPlace};
 use crate::core::units::Bytes;
 use crate::host::libvirt::qcow2;
 
-/// Nobody's XML, list or manifest is longer.
-const TEXT_MAX: u64 = 64 << 20;
+/// Nobody's XML, list, manifest, variables of a firmware or state of a TPM is longer.
+const SMALL_MAX: u64 = 64 << 20;
 
 /// What was found is not what was written.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,14 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
         None => stem(&names, vm)?,
     };
     let xml = text(directory, &format!("{stem}.xml"))?;
-    let domain = Domain::parse(&xml).with_context(|| format!("understand {stem}.xml"))?;
+    let mut described: BTreeSet<_> = snapshot_files(directory, &names)?.into_iter().collect();
+    described.insert(format!("{stem}.xml"));
+    let list = format!("{stem}.b3");
+    let domain = Domain::parse(&xml).or_else(|error| {
+        // Of two things that are wrong, this is the one to tell.
+        unchanged(directory, &list, &digests_in(directory, &names, &list)?, &described)?;
+        Err(anyhow!(error).context(format!("understand {stem}.xml")))
+    })?;
     let mut found = BTreeMap::new();
     for disk in &domain.disks {
         if let Some((kind, kept)) = disk_in(directory, &names, &stem, &disk.target)? {
@@ -93,11 +100,9 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
     let mut disks: BTreeMap<Target, Kept> =
         found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
     let mut notes = Vec::new();
-    let list = format!("{stem}.b3");
     let mut digests = BTreeMap::new();
     if names.contains(&list) && kind != Kind::Tree {
-        digests =
-            manifest::digests(&text(directory, &list)?).with_context(|| format!("understand {list}"))?;
+        digests = digests_in(directory, &names, &list)?;
         if let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as())) {
             bail!(
                 "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
@@ -113,6 +118,13 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
     let nvram = Some(format!("{stem}.nvram")).filter(|name| names.contains(name));
     let tpm = tpm_in(directory, &names, &stem)?;
     let memory = memory_in(directory, &names, &stem)?;
+    let small: BTreeSet<_> = described.into_iter().chain(nvram.clone()).chain(tpm.iter().cloned()).collect();
+    let of_the_guest = [format!("{stem}.nvram"), format!("{stem}.tpm/")];
+    let is_small = |name: &&String| of_the_guest.iter().any(|start| name.starts_with(start));
+    if let Some(lost) = digests.keys().filter(is_small).find(|name| !small.contains(*name)) {
+        return Err(Damaged(format!("{list} names {lost:?}, and it is missing")).into());
+    }
+    unchanged(directory, &list, &digests, &small)?;
     let snapshots = snapshots(directory, &names, &mut notes)?;
     let origin = manifest.map_or_else(|| domain.id.clone(), |manifest| manifest.origin);
     let backup = Backup {
@@ -259,18 +271,56 @@ fn lengths(
     Ok(())
 }
 
+fn digests_in(
+    directory: &Beneath,
+    names: &BTreeSet<String>,
+    list: &str,
+) -> Result<BTreeMap<String, blake3::Hash>> {
+    if !names.contains(list) {
+        return Ok(BTreeMap::new());
+    }
+    manifest::digests(&text(directory, list)?).with_context(|| format!("understand {list}"))
+}
+
+/// Each of these files is what its digest says, if it has one. The disks are compared where they are read.
+fn unchanged(
+    directory: &Beneath,
+    list: &str,
+    digests: &BTreeMap<String, blake3::Hash>,
+    small: &BTreeSet<String>,
+) -> Result<()> {
+    for name in small {
+        let Some(expected) = digests.get(name) else { continue };
+        if blake3::hash(&bytes(directory, name)?) != *expected {
+            let why = format!(
+                "{name} is damaged: its digest is not the one in {list} \
+                 (if you have changed it yourself, take its line out of {list})"
+            );
+            return Err(Damaged(why).into());
+        }
+    }
+    Ok(())
+}
+
+const SNAPSHOTS: &str = "snapshots";
+
+fn snapshot_files(directory: &Beneath, names: &BTreeSet<String>) -> Result<Vec<String>> {
+    if !names.contains(SNAPSHOTS) || !is_directory(directory, SNAPSHOTS)? {
+        return Ok(Vec::new());
+    }
+    let listed = names_in(directory, SNAPSHOTS)?;
+    let files = listed.iter().filter(|name| name.ends_with(".xml"));
+    Ok(files.map(|name| format!("{SNAPSHOTS}/{name}")).collect())
+}
+
 fn snapshots(
     directory: &Beneath,
     names: &BTreeSet<String>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(String, String)>> {
-    const DIR: &str = "snapshots";
-    if !names.contains(DIR) || !is_directory(directory, DIR)? {
-        return Ok(Vec::new());
-    }
     let mut known = Vec::new();
-    for file in names_in(directory, DIR)?.iter().filter(|name| name.ends_with(".xml")) {
-        let xml = text(directory, &format!("{DIR}/{file}"))?;
+    for file in snapshot_files(directory, names)? {
+        let xml = text(directory, &file)?;
         let told = rewrite::summary(&xml).with_context(|| format!("understand the snapshot {file}"))?;
         if told.external.is_empty() && told.memory.is_none() {
             known.push((told, xml));
@@ -336,14 +386,19 @@ fn manifest_in(directory: &Beneath) -> Result<Manifest> {
 }
 
 fn text(directory: &Beneath, name: &str) -> Result<String> {
+    let bytes = bytes(directory, name)?;
+    String::from_utf8(bytes).map_err(|_| Damaged(format!("{name} is damaged: it is not text")).into())
+}
+
+fn bytes(directory: &Beneath, name: &str) -> Result<Vec<u8>> {
     let reading = || format!("read {name}");
     let (file, len) = directory.file(name).map_err(Fault::into_io).with_context(reading)?;
-    if len > TEXT_MAX {
+    if len > SMALL_MAX {
         bail!("{name} has {len} bytes");
     }
     let mut bytes = Vec::new();
-    file.take(TEXT_MAX).read_to_end(&mut bytes).with_context(reading)?;
-    String::from_utf8(bytes).map_err(|_| Damaged(format!("{name} is damaged: it is not text")).into())
+    file.take(SMALL_MAX).read_to_end(&mut bytes).with_context(reading)?;
+    Ok(bytes)
 }
 
 fn names(directory: &Beneath) -> Result<BTreeSet<String>> {

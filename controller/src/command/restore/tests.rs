@@ -138,7 +138,7 @@ impl Files for Fragile {
     fn look_into(&self, dir: &Path) -> Result<Option<Vec<(String, Found)>>> {
         Here.look_into(dir)
     }
-    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<blake3::Hash> {
         self.change()?;
         Here.copy_small(dir, name, at_most, to)
     }
@@ -158,7 +158,7 @@ impl Files for Fragile {
         }
         Here.append(path, content)
     }
-    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<blake3::Hash> {
         self.change()?;
         Here.copy_file(from, to)
     }

@@ -69,9 +69,9 @@ impl Files for SimHost {
         )
     }
 
-    fn copy_file(&self, from: &Path, to: &Path) -> Result<()> {
+    fn copy_file(&self, from: &Path, to: &Path) -> Result<blake3::Hash> {
         self.effect("copy_file", |world| match world.nodes.get(from) {
-            Some(Node::File(content)) => put(world, to, &content.clone()),
+            Some(Node::File(content)) => put_copy(world, to, content.clone()),
             _ => bail!("{} is not a plain file", from.display()),
         })
     }
@@ -91,10 +91,10 @@ impl Files for SimHost {
         })
     }
 
-    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<()> {
+    fn copy_small(&self, dir: &Path, name: &str, at_most: Bytes, to: &Path) -> Result<blake3::Hash> {
         self.effect("copy_small", |world| match world.nodes.get(&dir.join(name)) {
             Some(Node::File(content)) if content.len() as u64 <= at_most.0 => {
-                put(world, to, &content.clone())
+                put_copy(world, to, content.clone())
             }
             _ => bail!("{} is not a small file", dir.join(name).display()),
         })
@@ -183,6 +183,11 @@ fn put(world: &mut World, path: &Path, content: &[u8]) -> Result<()> {
     }
     world.nodes.insert(path.to_owned(), Node::File(content.to_vec()));
     Ok(())
+}
+
+fn put_copy(world: &mut World, path: &Path, content: Vec<u8>) -> Result<blake3::Hash> {
+    put(world, path, &content)?;
+    Ok(blake3::hash(&content))
 }
 
 fn extend(world: &mut World, path: &Path, content: &[u8]) -> Result<()> {
