@@ -21,8 +21,7 @@ pub fn in_vm(test: &str, body: impl FnOnce(&Lab)) {
 
 /// As `with_libvirt`, in a virtual machine in which QEMU is not root, and AppArmor enforces libvirt's profiles for it.
 pub fn in_vm_confined(test: &str, body: impl FnOnce(&Lab)) {
-    // Nobody else wants the other processor: there is one test of this kind.
-    in_vm_only(test, &[("CONFINED", "yes"), ("IN_VM_PROCESSORS", "2")], body);
+    in_vm_only(test, &[("CONFINED", "yes")], body);
 }
 
 fn in_vm_only(test: &str, settings: &[(&str, &str)], body: impl FnOnce(&Lab)) {
