@@ -104,6 +104,12 @@ fn libvirt_snapshots_within_an_image_can_be_gone_back_to_from_the_archive() {
         let dir = newest(lab);
         // In this order a shell's `*` has parents before their children.
         assert_eq!(names_in(dir.join("snapshots")), ["000-z-first.xml", "001-a-second.xml"]);
+        let lists: Vec<_> = names_in(&dir).into_iter().filter(|name| name.ends_with(".b3")).collect();
+        let checked = Command::new("b3sum").arg("--check").args(&lists).current_dir(&dir).output().unwrap();
+        let checked = String::from_utf8(checked.stdout).unwrap();
+        for file in ["snapshots/000-z-first.xml: OK", "snapshots/001-a-second.xml: OK"] {
+            assert!(checked.lines().any(|line| line == file), "{checked}");
+        }
         virsh_ok(&["define", dir.join("copy.xml").to_str().unwrap()]);
         for file in names_in(dir.join("snapshots")) {
             let file = dir.join("snapshots").join(file);

@@ -239,8 +239,7 @@ fn rows(lab: &Lab, storage: &Storage) -> [String; 3] {
         row(lab, storage, &mut guest, state)
     });
     virsh_ok(&["undefine", "mail01", "--checkpoints-metadata"]);
-    drop(server);
-    drop((guest, own, volume));
+    drop((server, guest, own, volume));
     rows
 }
 
@@ -252,9 +251,9 @@ fn row(lab: &Lab, storage: &Storage, guest: &mut Guest, state: &str) -> String {
             true => planned(lab, words),
             false => cell(lab, guest, state, words),
         };
+        assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), state);
         write!(text, " {seen} |").unwrap();
     }
-    assert_eq!(virsh_ok(&["domstate", "mail01"]).trim(), state);
     fs::remove_dir_all(lab.path("copy")).unwrap();
     fs::create_dir(lab.path("copy")).unwrap();
     text

@@ -81,7 +81,7 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
     let list = format!("{stem}.b3");
     let domain = Domain::parse(&xml).or_else(|error| {
         // Of two things that are wrong, this is the one to tell.
-        unchanged(directory, &list, &digests_in(directory, &names, &list)?, &described)?;
+        unchanged(directory, &list, &digests_in(directory, &names, &list)?.unwrap_or_default(), &described)?;
         Err(anyhow!(error).context(format!("understand {stem}.xml")))
     })?;
     let mut found = BTreeMap::new();
@@ -101,19 +101,18 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
         found.into_iter().map(|(target, (_, kept))| (target, kept)).collect();
     let mut notes = Vec::new();
     let mut digests = BTreeMap::new();
-    if names.contains(&list) && kind != Kind::Tree {
-        digests = digests_in(directory, &names, &list)?;
+    if kind == Kind::Tree {
+        lengths(directory, &names, &stem, &mut disks)?;
+    } else if let Some(listed) = digests_in(directory, &names, &list)? {
+        digests = listed;
         if let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as())) {
             bail!(
                 "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
                 kept.name
             );
         }
-    } else if kind != Kind::Tree {
+    } else {
         notes.push("there are no digests of this backup: it cannot be verified".to_owned());
-    }
-    if kind == Kind::Tree {
-        lengths(directory, &names, &stem, &mut disks)?;
     }
     let nvram = Some(format!("{stem}.nvram")).filter(|name| names.contains(name));
     let tpm = tpm_in(directory, &names, &stem)?;
@@ -271,15 +270,16 @@ fn lengths(
     Ok(())
 }
 
+/// `None`: there is no list.
 fn digests_in(
     directory: &Beneath,
     names: &BTreeSet<String>,
     list: &str,
-) -> Result<BTreeMap<String, blake3::Hash>> {
+) -> Result<Option<BTreeMap<String, blake3::Hash>>> {
     if !names.contains(list) {
-        return Ok(BTreeMap::new());
+        return Ok(None);
     }
-    manifest::digests(&text(directory, list)?).with_context(|| format!("understand {list}"))
+    manifest::digests(&text(directory, list)?).with_context(|| format!("understand {list}")).map(Some)
 }
 
 /// Each of these files is what its digest says, if it has one. The disks are compared where they are read.
