@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tests::libvirt::{Disk, Guest, Lab, OwnFileSystem, virsh, virsh_ok, with_libvirt};
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
@@ -98,7 +99,7 @@ fn libvirt_overlays_are_merged_when_qemu_was_killed() {
         guest.flush();
         lab.rsync("mail01");
         lab.assert_restored("mail01", &then);
-        kill(pid_of("/run/libvirt/qemu/mail01.pid"));
+        guest.signal(Signal::KILL);
         guest.wait_until_off();
         assert!(
             virsh_ok(&["dumpxml", "--inactive", "mail01"]).contains(".virt-backup-"),
@@ -194,10 +195,8 @@ fn libvirt_a_guest_may_be_killed_under_its_view() {
     with_libvirt("libvirt_a_guest_may_be_killed_under_its_view", |lab| {
         let mut guest = backed_up(lab);
         lab.run(&["chunkmount", "mail01"]).ok();
-        kill(pid_of("/run/libvirt/qemu/mail01.pid"));
-        while !virsh(&["domstate", "mail01"]).1.contains("shut off") {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        guest.signal(Signal::KILL);
+        guest.wait_until_off();
         let chunk = lab.path("b").join("mail01/mail01_vda/00/00/00/00/00/00/00/05");
         let deadline = Instant::now() + Duration::from_secs(10);
         let error = loop {

@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tests::libvirt::{Disk, virsh_ok, with_libvirt};
-use tests::process;
 
 const DISKS: [Disk; 2] = [Disk { format: "qcow2", mib: 16 }, Disk { format: "raw", mib: 8 }];
 /// After this the times of a file prove that it was not written to.
@@ -55,11 +55,8 @@ fn libvirt_disks_of_a_guest_that_was_ended_are_told_to_be_as_after_a_power_cut()
             serde_json::from_slice::<serde_json::Value>(&about).unwrap()["consistency"].clone()
         };
         guest.start();
-        // The way of a guest that ends by itself, of whom nothing runs but QEMU.
-        guest.qmp(r#"{"execute":"quit"}"#);
-        process::until("the end of QEMU", process::LIMIT, || {
-            virsh_ok(&["domstate", "mail01"]).trim() == "shut off"
-        });
+        guest.signal(Signal::TERM);
+        guest.wait_until_off();
         assert_eq!(virsh_ok(&["domstate", "--reason", "mail01"]).trim(), "shut off (shutdown)");
         assert_eq!(told(), "shut-down");
         guest.start();

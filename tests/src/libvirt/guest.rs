@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::device::LoopDevice;
@@ -146,6 +147,13 @@ impl Guest {
 
     pub fn power_off(&self) {
         virsh_ok(&["destroy", &self.name]);
+    }
+
+    /// To its QEMU: after TERM the guest has ended by itself, after KILL it has crashed.
+    pub fn signal(&self, signal: Signal) {
+        let text = fs::read_to_string(format!("/run/libvirt/qemu/{}.pid", self.name)).unwrap();
+        let qemu = Pid::from_raw(text.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(qemu, signal).unwrap();
     }
 
     /// Writes as the guest would. QEMU says how it went to nobody: `assert_content` tells.
