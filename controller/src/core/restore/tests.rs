@@ -292,6 +292,13 @@ fn what_would_be_lost_is_a_reason_and_all_reasons_are_told() {
             vec!["--in-place writes raw images"],
         ),
         (
+            "in place over what is declared as qcow2",
+            Wish { writing: Writing::InPlace, ..forced.clone() },
+            vec![("/i/a.qcow2", Standing::File(A_FILE))],
+            nothing(),
+            vec!["/i/a.qcow2 is declared as qcow2"],
+        ),
+        (
             "qcow2 on a device",
             Wish { format: Some(Format::Qcow2), ..forced },
             to_device(200).to_vec(),
