@@ -72,7 +72,7 @@ impl CommandError {
             CommandError::Usage(_) | CommandError::Layout(_) => Status::Usage,
             CommandError::Index(IndexError::Busy { .. })
             | CommandError::Session(SessionError::Busy { .. }) => Status::Busy,
-            CommandError::Restore(failure) => return failure.exit_status(),
+            CommandError::Restore(failure) => failure.exit_status(),
             _ => Status::Failed,
         };
         status as u8

@@ -10,6 +10,7 @@ pub mod view;
 pub mod fuse;
 pub mod mount;
 pub mod watch;
+pub mod limits;
 pub mod copy;
 pub mod verify;
 pub mod error;

@@ -10,6 +10,7 @@ mod words;
 
 use std::process::ExitCode;
 
+use chunkfs::limits;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use virt_backup::host::exec;
@@ -17,6 +18,7 @@ use virt_backup::host::exec;
 use out::tell;
 
 fn main() -> ExitCode {
+    limits::outlive_file_size();
     exec::set_umask();
     let commands = match config::commands(words::words(std::env::args_os().collect())) {
         Ok(commands) => commands,

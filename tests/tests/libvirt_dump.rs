@@ -122,7 +122,37 @@ fn libvirt_a_disk_can_be_piped_into_a_command_for_each_disk() {
         }
         let failed = lab.run(&["dump", "mail01", "--dumpcmd=false"]);
         assert_eq!(failed.status, 1, "{failed:?}");
+
+        // It may say as much as it likes, and is heard.
+        let talks = |status| {
+            format!("--dumpcmd=sh -c 'seq 50000 >&2; cat >/dev/null; echo the end >&2; exit {status}'")
+        };
+        let well = lab.run(&["dump", "mail01", &talks(0)]).ok();
+        assert!(
+            well.stderr.contains("\n49999\n") && well.stderr.contains("the end\n"),
+            "{}",
+            well.stderr.len()
+        );
+        let failed = lab.run(&["dump", "mail01", &talks(7)]);
+        assert_eq!(failed.status, 1);
+        assert!(failed.stderr.trim_end().ends_with("the end"), "{}", failed.stderr.len());
         lab.assert_nothing_left(&guest);
+    });
+}
+
+#[test]
+fn libvirt_a_limit_for_the_size_of_files_ends_a_dump_without_a_trace() {
+    with_libvirt("libvirt_a_limit_for_the_size_of_files_ends_a_dump_without_a_trace", |lab| {
+        let guest = guest(lab);
+        let dump = lab.command(&["dump", "mail01"]);
+        let mut limited = Command::new("prlimit");
+        limited.arg("--fsize=1048576").arg(dump.get_program()).args(dump.get_args());
+        let output = limited.envs(dump.get_envs().filter_map(|(k, v)| Some((k, v?)))).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("File too large"), "{said}");
+        lab.assert_nothing_left(&guest);
+        guest.assert_content();
     });
 }
 

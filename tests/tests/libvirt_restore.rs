@@ -410,6 +410,22 @@ fn libvirt_dumps_of_every_compression_come_back_and_their_damage_is_found() {
                 assert!(ran.stderr.contains("is damaged"), "{program} {what}: {ran:?}");
             }
         }
+        // So is that of the list of digests itself.
+        let dump = kept_dump(lab, &[]);
+        let dir = target(lab);
+        let list = fs::read_to_string(dump.join("mail01.b3")).unwrap();
+        let (first, rest) = list.split_once('\n').unwrap();
+        for bad in [
+            list[..list.len() / 2].to_owned(),
+            format!("{first}\n{rest}{first}\n"),
+            rest.replace("vda", "vdc"),
+        ] {
+            fs::write(dump.join("mail01.b3"), &bad).unwrap();
+            let ran =
+                lab.run(&["restore", &text(&dump), "--name=mail02", &format!("--to={}", dir.display())]);
+            assert_eq!((ran.status, names_in(&dir)), (6, vec![]), "{bad}: {ran:?}");
+            assert!(ran.stderr.contains("mail01.b3"), "{ran:?}");
+        }
         // `convert` makes qcow2 images; they come back as what the guest had, a qcow2 and a raw one.
         lab.run(&["convert", "mail01", "--compress"]).ok();
         let dir = target(lab);
@@ -442,7 +458,7 @@ fn libvirt_devices_are_written_when_they_are_large_enough_and_in_place_only_what
             assert!(fs::read(&small.path).unwrap().iter().all(|byte| *byte == 7));
 
             let gz = kept_dump(lab, &["--compress"]);
-            for from in [PathBuf::from(tree(lab)), gz] {
+            for from in [PathBuf::from(tree(lab)), gz.clone()] {
                 lab.run(&["restore", &text(&from), "--name=mail02", &to, &disk(&large)]).ok();
                 let now = fs::read(&large.path).unwrap();
                 assert!(now[..16 << 20] == guest.content[0], "{}", from.display());
@@ -456,6 +472,14 @@ fn libvirt_devices_are_written_when_they_are_large_enough_and_in_place_only_what
                 fs::remove_file(dir.join("mail02_vdb.img")).unwrap();
                 fs::write(&large.path, vec![7; 17 << 20]).unwrap();
             }
+
+            // What fails before the first byte is written has not left the device half written.
+            fs::write(gz.join("mail01_vda.img.gz"), "no gzip").unwrap();
+            fs::remove_file(gz.join("mail01.b3")).unwrap();
+            let words = ["restore", &text(&gz), "--name=mail02", &to, &disk(&large), "--no-verify"];
+            let ran = lab.run(&words);
+            assert_eq!(ran.status, 6, "{ran:?}");
+            assert!(fs::read(&large.path).unwrap().iter().all(|byte| *byte == 7));
 
             // In place: a raw image of which a few bytes differ.
             let image = dir.join("mail02_vdb.img");

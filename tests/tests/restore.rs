@@ -186,7 +186,7 @@ fn fuse_an_interrupted_restore_says_what_it_leaves() {
 }
 
 #[test]
-fn fuse_damage_is_named_with_exit_status_6_by_verify_and_1_by_restore() {
+fn fuse_damage_is_named_with_exit_status_6() {
     let (home, image) = home("damage", 20 * MIB);
     home.run("chunkfs verify backup/vda").ok();
     home.run("chunkfs verify backup/vda --source disk.img").ok();
@@ -196,7 +196,7 @@ fn fuse_damage_is_named_with_exit_status_6_by_verify_and_1_by_restore() {
     assert_eq!(verify.status, 6);
     assert!(verify.stdout.contains(&format!("vda/{}: stale or damaged", chunk(21))), "{verify:?}");
     let restore = home.run("chunkfs restore backup/vda out.img");
-    restore.failed(1, &[&chunk(21)]);
+    restore.failed(6, &[&chunk(21)]);
     assert!(!home.path("out.img").exists());
     home.run("chunkfs restore --no-verify backup/vda out.img").ok();
     assert_ne!(home.run("cmp out.img disk.img").status, 0);
@@ -227,7 +227,7 @@ fn fuse_a_stale_list_of_digests_is_not_a_matching_one() {
     let verify = home.run("chunkfs verify backup/vda");
     assert_eq!(verify.status, 6);
     assert!(verify.stdout.contains(&chunk(3)), "{verify:?}");
-    home.run("chunkfs restore backup/vda out.img").failed(1, &[&chunk(3)]);
+    home.run("chunkfs restore backup/vda out.img").failed(6, &[&chunk(3)]);
 }
 
 #[test]
@@ -288,6 +288,43 @@ fn fuse_an_index_tells_what_has_changed() {
     assert_eq!(sent, [chunk(3), chunk(70)]);
 }
 
+/// A user who may have so many processes and threads, and nobody else is that user.
+fn with_threads(most: u32, words: &str) -> String {
+    let user = "setpriv --reuid=65533 --regid=65533 --clear-groups";
+    format!("exec {user} prlimit --nproc={most} ./copy-of-chunkfs {words}")
+}
+
+#[test]
+fn root_fewer_threads_do_it_as_well_and_none_at_all_changes_nothing() {
+    let (home, _) = home("threads", 20 * MIB);
+    std::fs::copy(process::chunkfs(), home.path("copy-of-chunkfs")).unwrap();
+    home.sh("tr a b < disk.img > other.img; cp other.img before.img; chmod 755 .; chown -R 65533 .").ok();
+    for words in
+        ["restore --in-place backup/vda other.img", "restore backup/vda new.img", "verify backup/vda"]
+    {
+        home.sh(&with_threads(1, words))
+            .failed(1, &["starting a thread", "Resource temporarily unavailable"]);
+    }
+    home.run("cmp other.img before.img").ok();
+    assert_eq!(home.sh("ls *.img").ok(), "before.img\ndisk.img\nother.img\n");
+    for most in 2..6 {
+        home.sh(&with_threads(most, "verify backup/vda")).ok();
+        home.sh(&with_threads(most, "restore --force backup/vda new.img")).ok();
+        home.run("cmp new.img disk.img").ok();
+    }
+    home.sh(&with_threads(2, "restore --in-place backup/vda other.img")).ok();
+    home.run("cmp other.img disk.img").ok();
+}
+
+#[test]
+fn fuse_a_limit_for_the_size_of_files_is_an_error_like_any_other() {
+    let (home, _) = home("fsize", 20 * MIB);
+    let program = process::chunkfs().display().to_string();
+    let limited = home.sh(&format!("exec prlimit --fsize=9000000 {program} restore backup/vda out.img"));
+    limited.failed(1, &["out.img", "File too large"]);
+    assert_eq!(home.sh("ls out*").status, 2, "nothing is left");
+}
+
 #[test]
 fn fuse_digests_are_found_beside_a_link_to_the_chunks() {
     let home = Home::new("linked");
@@ -299,7 +336,7 @@ fn fuse_digests_are_found_beside_a_link_to_the_chunks() {
     home.run("chunkfs verify t/vda").ok();
     home.sh(&format!("printf x | dd conv=notrunc status=none of=t/vda/{}", chunk(1))).ok();
     assert_eq!(home.run("chunkfs verify t/vda").status, 6);
-    home.run("chunkfs restore t/vda out.img").failed(1, &["its digest differs"]);
+    home.run("chunkfs restore t/vda out.img").failed(6, &["its digest differs"]);
     home.sh("chunkfs restore --no-verify t/vda out.img >/dev/full").ok();
 }
 

@@ -2,6 +2,7 @@
 
 use super::progress::{Progress, Show};
 use crate::copy::{self, Mode, Outcome, RestoreError};
+use crate::error::Status;
 use crate::source::chunks::{ChunksSource, Verification};
 use crate::source::shape::{ChunksError, Known};
 use crate::source::{Source, SourceError};
@@ -43,12 +44,12 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Of the process: 1, nothing was left behind; 3, something was; 4, somebody else is at it.
-    pub fn exit_status(&self) -> u8 {
+    pub fn exit_status(&self) -> Status {
         match self {
-            Failure::Restore(RestoreError::Unfinished { .. }) => 3,
-            Failure::Restore(RestoreError::Busy { .. }) => 4,
-            _ => 1,
+            Failure::Restore(RestoreError::Unfinished { .. }) => Status::Owed,
+            Failure::Restore(RestoreError::Busy { .. }) => Status::Busy,
+            Failure::Restore(RestoreError::Source(SourceError::Damaged { .. })) => Status::Damaged,
+            _ => Status::Failed,
         }
     }
 }
@@ -130,7 +131,7 @@ mod tests {
         assert!(restored.is_verified);
         assert!(restored.to_string().contains("restored 3000000 bytes"), "{restored}");
         let again = restore(&options(&tree, "disk.img")).unwrap_err();
-        assert_eq!(again.exit_status(), 1);
+        assert_eq!(again.exit_status(), Status::Failed);
         assert!(again.to_string().ends_with("exists: --force replaces it, --in-place rewrites what differs"));
     }
 
@@ -151,7 +152,7 @@ mod tests {
         fs::write(tree.home().join("disk.img"), "mine").unwrap();
         let failure = restore(&Options { mode: Mode::InPlace, ..options(&tree, "disk.img") }).unwrap_err();
         assert!(failure.to_string().ends_with("27: missing"), "{failure}");
-        assert_eq!(failure.exit_status(), 1);
+        assert_eq!(failure.exit_status(), Status::Damaged);
         assert_eq!(fs::read(tree.home().join("disk.img")).unwrap(), b"mine");
     }
 
@@ -161,7 +162,7 @@ mod tests {
         fs::write(tree.chunk(20), "").unwrap();
         fs::write(tree.home().join("disk.img"), "mine").unwrap();
         let failure = restore(&Options { mode: Mode::InPlace, ..options(&tree, "disk.img") }).unwrap_err();
-        assert_eq!(failure.exit_status(), 3);
+        assert_eq!(failure.exit_status(), Status::Owed);
         assert!(failure.to_string().contains("disk.img.partial was left behind"), "{failure}");
     }
 }

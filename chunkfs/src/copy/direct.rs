@@ -145,8 +145,11 @@ impl Direct {
         if self.under_way == UNDER_WAY {
             self.wait_for_one()?;
         }
-        if self.writers.len() < WRITERS {
-            self.start_writer().map_err(|error| WriteError { offset: piece.offset, error })?;
+        if self.writers.len() < WRITERS && self.start_writer().is_err() && self.writers.is_empty() {
+            // There may be no thread but this one.
+            let result = self.target.write(&piece);
+            self.spare.push(piece.memory);
+            return result;
         }
         self.under_way += 1;
         let filled = self.filled.as_ref().expect("it is there until this ends");

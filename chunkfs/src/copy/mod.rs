@@ -67,6 +67,8 @@ pub enum RestoreError {
     Busy { path: PathBuf },
     #[error("{path} has {bytes} bytes, but the image has {needed}")]
     TooSmall { path: PathBuf, bytes: u64, needed: u64 },
+    #[error("starting a thread to read: {0}")]
+    Threads(io::Error),
     #[error("stopped")]
     Stopped,
     /// Something was left behind that is not what it was, nor what it should be.

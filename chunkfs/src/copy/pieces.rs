@@ -3,6 +3,7 @@
 
 use super::RestoreError;
 use crate::core::geometry::{ByteRange, ChunkSize};
+use crate::limits;
 use crate::source::{Extent, ExtentKind, Source, SourceError};
 use crate::watch::Watch;
 use std::collections::VecDeque;
@@ -45,13 +46,14 @@ pub(super) fn for_each(
     // The readers own it, as the writer owns what it receives: whoever ends first ends the other.
     let empty = Arc::new(Mutex::new(empty));
     std::thread::scope(|scope| {
-        for _ in 0..READERS {
-            let (filled, empty, cursor) = (filled.clone(), Arc::clone(&empty), &cursor);
-            scope.spawn(move || read_ahead(source, cursor, &empty, &filled));
-        }
-        drop((filled, empty));
         // Moved in, so that they are gone before the readers are waited for.
         let (pieces, give_back) = (pieces, give_back);
+        limits::start_threads(scope, READERS, || {
+            let (filled, empty, cursor) = (filled.clone(), Arc::clone(&empty), &cursor);
+            move || read_ahead(source, cursor, &empty, &filled)
+        })
+        .map_err(RestoreError::Threads)?;
+        drop((filled, empty));
         for piece in pieces {
             if watch.is_stopped() {
                 return Err(RestoreError::Stopped);

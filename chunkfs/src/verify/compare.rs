@@ -4,6 +4,7 @@
 use super::{Expected, Problem, ProblemKind, VerifyError};
 use crate::core::digest::Digest;
 use crate::core::layout::Node;
+use crate::limits;
 use crate::source::beneath::Fault;
 use crate::source::shape::{ChunkTree, ChunksError};
 use crate::source::walk::Entry;
@@ -70,12 +71,14 @@ impl<'a> Comparison<'a> {
         // The workers own it, so that the survey does not wait for ever when they are gone.
         let receiver = Arc::new(Mutex::new(receiver));
         std::thread::scope(|scope| {
-            for _ in 0..WORKERS {
+            limits::start_threads(scope, WORKERS, || {
                 let receiver = Arc::clone(&receiver);
-                scope.spawn(move || self.work(&receiver));
-            }
+                move || self.work(&receiver)
+            })
+            .map_err(VerifyError::Threads)?;
             drop(receiver);
-            survey(Batches { comparison: self, batch: Vec::new(), bytes: 0, sender })
+            survey(Batches { comparison: self, batch: Vec::new(), bytes: 0, sender })?;
+            Ok::<(), VerifyError>(())
         })?;
         let error = self.image_error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.map_or(Ok(()), |error| Err(VerifyError::Image(error)))

@@ -17,6 +17,7 @@ use crate::source::{Source, SourceError};
 use crate::watch::Watch;
 use compare::Comparison;
 use serde::Serialize;
+use std::io;
 use std::iter::Peekable;
 use std::path::Path;
 
@@ -50,6 +51,8 @@ pub enum VerifyError {
     /// The image that the chunks are to be compared with.
     #[error(transparent)]
     Image(#[from] SourceError),
+    #[error("starting a thread to read: {0}")]
+    Threads(io::Error),
 }
 
 /// `found` hears of each problem when it is found, roughly in the order of the tree, from several threads.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use chunkfs::copy::Aligned;
 use chunkfs::core::geometry::ByteRange;
+use chunkfs::limits;
 use chunkfs::source::Source;
 use chunkfs::watch::Watch;
 
@@ -75,11 +76,11 @@ pub(super) fn for_each<S, T: Send>(
     let belt = Belt::new(reading, workers as u64);
     reading.watch.expect(len);
     let digest = std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| belt.work(&state, &work));
-        }
+        let (belt, state, work) = (&belt, &state, &work);
         // However this thread goes on, none of the others may wait for it.
-        let _ended = Ended(&belt);
+        let _ended = Ended(belt);
+        let started = limits::start_threads(scope, workers, || move || belt.work(state, work));
+        started.map_err(|error| CarryError::Threads { disk: reading.options.disk.to_owned(), error })?;
         let mut tree = Tree::default();
         for block in 0..len.div_ceil(reading.block_len) {
             let (leaf, made) = belt.take(block)?;

@@ -27,6 +27,8 @@ pub enum CarryError {
     NoProgram { program: String },
     #[error("disk {disk}: {program}: {why}")]
     Program { disk: String, program: String, why: String },
+    #[error("disk {disk}: starting a thread to read: {error}")]
+    Threads { disk: String, error: io::Error },
     #[error("disk {disk}: stopped")]
     Stopped { disk: String },
     /// What was begun is still there.

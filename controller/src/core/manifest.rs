@@ -28,6 +28,8 @@ pub enum ManifestError {
     Version(u32),
     #[error("line {line} is not a digest and a name, as `b3sum` prints them")]
     Line { line: usize },
+    #[error("{name:?} is in it twice")]
+    Twice { name: String },
 }
 
 impl Manifest {
@@ -56,8 +58,14 @@ impl Manifest {
 
 /// Reads what `b3sum` prints: `<64 hex digits>  <name>`, a name with a backslash or a line feed escaped.
 pub fn digests(text: &str) -> Result<BTreeMap<String, blake3::Hash>, ManifestError> {
-    let lines = text.lines().enumerate();
-    lines.map(|(index, line)| entry(line).ok_or(ManifestError::Line { line: index + 1 })).collect()
+    let mut digests = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let (name, digest) = entry(line).ok_or(ManifestError::Line { line: index + 1 })?;
+        if digests.insert(name.clone(), digest).is_some() {
+            return Err(ManifestError::Twice { name });
+        }
+    }
+    Ok(digests)
 }
 
 fn entry(line: &str) -> Option<(String, blake3::Hash)> {
@@ -109,6 +117,7 @@ mod tests {
             format!("{}  y", hex.to_uppercase()),
             format!("\\{hex}  a\\x"),
             format!("{hex}  a\n\n"),
+            format!("{hex}  a\n{}  a\n", "0".repeat(64)),
         ] {
             assert!(digests(&bad).is_err(), "{bad:?}");
         }

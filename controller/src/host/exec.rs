@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{OnceLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -43,10 +44,10 @@ pub(super) fn output(program: &Path, arguments: &[OsString], within: Duration) -
     let mut command = command(program, arguments);
     let mut child = spawn(program, command.stderr(Stdio::piped()).stdout(Stdio::piped()))?;
     let stdout = child.stdout.take().context("its output was asked for")?;
-    let reader = std::thread::spawn(move || {
+    let reader = in_thread(&mut child, move || {
         let mut bytes = Vec::new();
         stdout.take(16 << 20).read_to_end(&mut bytes).map(|_| bytes)
-    });
+    })?;
     wait(program, &mut child, within, &|| false)?;
     let read = reader.join().map_err(|_| anyhow!("reading it failed"))?;
     read.with_context(|| format!("read what {} says", program.display()))
@@ -68,7 +69,7 @@ fn spawn(program: &Path, command: &mut Command) -> Result<Child> {
 
 fn wait(program: &Path, child: &mut Child, within: Duration, stop: &dyn Fn() -> bool) -> Result<()> {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
-    let words = listen(child);
+    let words = listen(child, Echo::No)?;
     let deadline = Instant::now() + within;
     let status = loop {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {
@@ -123,7 +124,7 @@ pub fn run_attached(words: &[OsString], terminated: &AtomicBool) -> Result<std::
         if let Err(error) = &process {
             tracing::warn!("{} is not told should we be terminated: {error}", program.display());
         }
-        scope.spawn(move || {
+        let tell = move || {
             while end.recv_timeout(TOLD_WITHIN) == Err(RecvTimeoutError::Timeout) {
                 if terminated.load(Ordering::SeqCst) {
                     if let Ok(process) = process {
@@ -133,7 +134,10 @@ pub fn run_attached(words: &[OsString], terminated: &AtomicBool) -> Result<std::
                     return;
                 }
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, tell) {
+            tracing::warn!("{} is not told should we be terminated: {error}", program.display());
+        }
         child.wait().with_context(running)
     })
 }
@@ -169,19 +173,60 @@ fn start_error(program: &Path, error: std::io::Error) -> anyhow::Error {
     }
 }
 
-fn listen(child: &mut Child) -> mpsc::Receiver<String> {
+/// A program that we cannot attend to does not go on.
+fn in_thread<T: Send + 'static>(
+    child: &mut Child,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new().spawn(work).map_err(|error| {
+        // It may have ended just now.
+        drop(child.kill());
+        drop(child.wait());
+        anyhow!(error).context("start a thread to read what it says")
+    })
+}
+
+/// Does what a program says go to our own standard error, too?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Echo {
+    Yes,
+    No,
+}
+
+fn listen(child: &mut Child, echo: Echo) -> Result<mpsc::Receiver<String>> {
     let (said, words) = mpsc::channel();
     let stderr = child.stderr.take();
-    std::thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(stderr) = stderr {
-            // What could be read is what there is to tell.
-            drop(stderr.take(64 << 10).read_to_end(&mut text));
-        }
+    in_thread(child, move || {
+        let text = stderr.map_or_else(Vec::new, |stderr| last_words(stderr, echo));
         // Nobody waits for the words of a program that ended well.
         drop(said.send(String::from_utf8_lossy(&text).into_owned()));
-    });
-    words
+    })?;
+    Ok(words)
+}
+
+/// Of all that a program says this much at the end may tell why it failed, in bytes.
+const WORDS_MAX: usize = 4 << 10;
+
+/// Reads to the end, whatever it keeps: a program that nobody listens to any more is ended by that.
+fn last_words(mut from: impl Read, echo: Echo) -> Vec<u8> {
+    let (mut text, mut piece) = (Vec::new(), vec![0; WORDS_MAX]);
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => {
+                text.extend_from_slice(&piece[..read]);
+                text.drain(..text.len().saturating_sub(WORDS_MAX));
+                if echo == Echo::Yes {
+                    // Where nobody reads ours, nothing can be told.
+                    drop(std::io::stderr().write_all(&piece[..read]));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // What could be read is what there is to tell.
+            Err(_) => break,
+        }
+    }
+    text
 }
 
 /// Words to a vector of arguments.
@@ -223,14 +268,14 @@ pub(crate) fn feed(
     environment: &[(&str, &str)],
     output: Output,
 ) -> Result<Fed> {
-    let output = match output {
-        Output::File(file) => Stdio::from(file),
-        Output::OurStderr => Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?),
+    let (output, echo) = match output {
+        Output::File(file) => (Stdio::from(file), Echo::No),
+        Output::OurStderr => (Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?), Echo::Yes),
     };
     let mut command = command(program, arguments);
     command.envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
     let mut child = with_callers_umask(|| command.spawn()).map_err(|error| start_error(program, error))?;
-    let words = listen(&mut child);
+    let words = listen(&mut child, echo)?;
     let input = child.stdin.take().context("the program has no input")?;
     // So that a program that takes nothing can be waited for, and given up.
     let flags = rustix::fs::fcntl_getfl(&input)?;
@@ -306,7 +351,7 @@ pub(crate) fn draw(program: &Path, arguments: &[OsString], input: File) -> Resul
     let mut command = command(program, arguments);
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| start_error(program, error))?;
-    let words = listen(&mut child);
+    let words = listen(&mut child, Echo::No)?;
     let output = child.stdout.take().context("the program has no output")?;
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
     Ok(Drawn { child, output, words, name })
@@ -363,5 +408,13 @@ mod tests {
         assert_eq!(sh("sleep 60", Duration::from_millis(50)), "sh was not done within 0 s");
         let missing = run(Path::new("/nonexistent/tool"), &[], second).unwrap_err();
         assert_eq!(missing.to_string(), "/nonexistent/tool is not installed");
+    }
+
+    #[test]
+    fn a_program_that_says_much_is_heard_to_its_end() {
+        let much = "head -c 300000 /dev/zero | tr '\\0' . >&2";
+        assert_eq!(sh(&format!("{much} && exit 0"), Duration::from_secs(5)), "");
+        let told = sh(&format!("{much}; echo full >&2; exit 1"), Duration::from_secs(5));
+        assert!(told.ends_with(".full") && told.len() < WORDS_MAX, "{told}");
     }
 }

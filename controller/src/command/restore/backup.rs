@@ -106,10 +106,14 @@ fn find(directory: &Beneath, vm: Option<&str>) -> Result<(Backup, BTreeMap<Strin
     } else if let Some(listed) = digests_in(directory, &names, &list)? {
         digests = listed;
         if let Some(kept) = disks.values().find(|kept| !digests.contains_key(kept.listed_as())) {
-            bail!(
-                "{list} is not whole: {} is not in it; without {list} it would be restored unverified",
-                kept.name
+            let lost = &kept.name;
+            let why = format!(
+                "{list} is not whole: {lost} is not in it; without {list} it would be restored unverified"
             );
+            return Err(Damaged(why).into());
+        }
+        if !digests.contains_key(&format!("{stem}.xml")) {
+            notes.push(format!("{stem}.xml is not in {list}: it is restored unverified"));
         }
     } else {
         notes.push("there are no digests of this backup: it cannot be verified".to_owned());
@@ -172,7 +176,7 @@ fn disk_in(
         let known = found.iter().any(|(_, kept)| kept.name == name);
         if names.contains(&name) && !known {
             let (form, bytes) = match compression {
-                Compression::None => (Form::Raw, Some(Bytes(directory.file(&name)?.1))),
+                Compression::None => (Form::Raw, Some(Bytes(bytes_of(directory, &name)?))),
                 other => (Form::Compressed(other), None),
             };
             found.push((Kind::Dump, Kept { name, form, bytes }));
@@ -200,8 +204,8 @@ fn disk_in(
 
 /// An image that names other files would make whoever reads it read those.
 fn capacity(directory: &Beneath, name: &str) -> Result<Bytes> {
-    let header =
-        qcow2::read_from(&directory.file(name)?.0).with_context(|| format!("read the header of {name}"))?;
+    let (file, _) = directory.file(name).with_context(|| format!("open {name}"))?;
+    let header = qcow2::read_from(&file).with_context(|| format!("read the header of {name}"))?;
     if header.external_data {
         bail!("{name} keeps its data in another file, and no backup of ours does");
     }
@@ -219,7 +223,7 @@ fn memory_in(directory: &Beneath, names: &BTreeSet<String>, stem: &str) -> Resul
     Ok(Some(match is_directory(directory, &name)? {
         true => Kept { name, form: Form::Chunks, bytes: None },
         false => {
-            let bytes = Some(Bytes(directory.file(&name)?.1));
+            let bytes = Some(Bytes(bytes_of(directory, &name)?));
             Kept { name, form: Form::Raw, bytes }
         }
     }))
@@ -279,7 +283,10 @@ fn digests_in(
     if !names.contains(list) {
         return Ok(None);
     }
-    manifest::digests(&text(directory, list)?).with_context(|| format!("understand {list}")).map(Some)
+    match manifest::digests(&text(directory, list)?) {
+        Ok(digests) => Ok(Some(digests)),
+        Err(error) => Err(Damaged(format!("{list} is damaged: {error}")).into()),
+    }
 }
 
 /// Each of these files is what its digest says, if it has one. The disks are compared where they are read.
@@ -367,6 +374,10 @@ pub(super) fn has_agent(xml: &str) -> bool {
     let Ok(document) = Document::parse_with_options(xml, options) else { return false };
     let mut targets = document.descendants().filter(|node| node.has_tag_name("target"));
     targets.any(|target| target.attribute("name") == Some("org.qemu.guest_agent.0"))
+}
+
+fn bytes_of(directory: &Beneath, name: &str) -> Result<u64> {
+    directory.file(name).map(|(_, bytes)| bytes).with_context(|| format!("open {name}"))
 }
 
 fn is_directory(directory: &Beneath, name: &str) -> Result<bool> {

@@ -51,16 +51,18 @@ pub(super) fn to_device(opened: &Opened, from: &Kept, path: &Path, watch: &dyn W
     let writing = || format!("write {}", path.display());
     let (mut first, mut bulk) = (Vec::new(), Bulk::new(&device).with_context(writing)?);
     let unfinished = |failed: Failed| Failed { is_unfinished: true, ..failed };
-    let (_, digest) = for_each(opened, from, watch, |at, piece| {
+    let mut is_touched = false;
+    let expanded = for_each(opened, from, watch, |at, piece| {
         if at == 0 {
             first = piece.to_vec();
+            is_touched = true;
             let nothing = vec![0; piece.len()];
             device.write_all_at(&nothing, 0).and_then(|()| device.sync_all()).with_context(writing)?;
             return Ok(());
         }
         bulk.write_all_at(piece, at).with_context(writing)
-    })
-    .map_err(unfinished)?;
+    });
+    let (_, digest) = expanded.map_err(|failed| Failed { is_unfinished: is_touched, ..failed })?;
     bulk.flush().with_context(writing).map_err(|error| unfinished(error.into()))?;
     compare(opened, from, digest).map_err(unfinished)?;
     let end = |device: &File| {
