@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
 use virt_backup::command::restore::boot::{self, Booted, Life};
+use virt_backup::command::restore::{self, Underway};
 use virt_backup::command::{self, Failure};
 use virt_backup::core::lock::{self, Holder};
 use virt_backup::core::names::{Names, Uuid, VmName, vm_of_lock};
@@ -69,11 +70,28 @@ enum BootState {
     EndedFromBackup,
 }
 
+/// A restore that is neither done nor taken back.
+#[derive(Debug, Serialize)]
+struct RestoreStatus {
+    vm: VmName,
+    state: RestoreState,
+    owed: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum RestoreState {
+    Restoring,
+    /// Whoever worked on it is gone: run it again, or cleanup.
+    RestoreCutOff,
+}
+
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Line {
     Job(JobStatus),
     Boot(BootStatus),
+    Restore(RestoreStatus),
 }
 
 /// A guest, and what a backup of it would be.
@@ -94,17 +112,32 @@ pub(crate) fn ended_boots(context: &Context) -> Result<Vec<VmName>> {
 
 fn boots(context: &Context) -> Result<Vec<Booted>> {
     let (machine, places) = (&context.machine, &context.places);
-    let names = machine.list(&places.state_dir)?.unwrap_or_default();
-    let vms = names.iter().filter_map(|name| VmName::new(name).ok());
+    let vms = vms_with_state(context)?.into_iter();
     vms.filter_map(|vm| boot::booted(machine, places, &vm).transpose()).collect()
+}
+
+/// The names of the restores that were cut off.
+pub(crate) fn cut_off_restores(context: &Context) -> Result<Vec<VmName>> {
+    let cut_off = restores(context)?.into_iter().filter(|restore| !restore.goes_on);
+    Ok(cut_off.map(|restore| restore.name).collect())
+}
+
+fn restores(context: &Context) -> Result<Vec<Underway>> {
+    let (machine, places) = (&context.machine, &context.places);
+    let vms = vms_with_state(context)?.into_iter();
+    vms.filter_map(|vm| restore::underway(machine, places, &vm).transpose()).collect()
+}
+
+fn vms_with_state(context: &Context) -> Result<Vec<VmName>> {
+    let names = context.machine.list(&context.places.state_dir)?.unwrap_or_default();
+    Ok(names.iter().filter_map(|name| VmName::new(name).ok()).collect())
 }
 
 /// The VMs whose journal, lock or view is there.
 pub(crate) fn vms_with_jobs(context: &Context) -> Result<Vec<VmName>> {
     let (machine, places) = (&context.machine, &context.places);
     let mut vms = BTreeSet::new();
-    for name in machine.list(&places.state_dir)?.unwrap_or_default() {
-        let Ok(vm) = VmName::new(&name) else { continue };
+    for vm in vms_with_state(context)? {
         if machine.read(&Names::new(places, &vm).journal())?.is_some() {
             vms.insert(vm);
         }
@@ -118,7 +151,13 @@ pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
     let jobs = vms_with_jobs(context)?.into_iter().map(|vm| job(context, vm));
     let jobs = jobs.collect::<Result<Vec<_>>>()?;
     let boots = boots(context)?.into_iter().map(boot_status);
-    let lines: Vec<_> = jobs.into_iter().map(Line::Job).chain(boots.map(Line::Boot)).collect();
+    let restores = restores(context)?.into_iter().map(restore_status);
+    let lines: Vec<_> = jobs
+        .into_iter()
+        .map(Line::Job)
+        .chain(boots.map(Line::Boot))
+        .chain(restores.map(Line::Restore))
+        .collect();
     if json {
         print_json(&lines)?;
     } else if lines.is_empty() {
@@ -127,11 +166,13 @@ pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
         lines.iter().for_each(|line| match line {
             Line::Job(job) => print_job(job),
             Line::Boot(boot) => print_boot(boot),
+            Line::Restore(restore) => print_restore(restore),
         });
     }
     let owes = |line: &Line| match line {
         Line::Job(job) => job.state == State::Abandoned,
         Line::Boot(boot) => boot.state == BootState::EndedFromBackup,
+        Line::Restore(restore) => restore.state == RestoreState::RestoreCutOff,
     };
     Ok(if lines.iter().any(owes) { OWED } else { 0 })
 }
@@ -162,6 +203,22 @@ fn print_boot(boot: &BootStatus) {
         }
     }
     say!("  virt-backup boot --stop={vm} ends it and removes what it wrote");
+}
+
+fn restore_status(restore: Underway) -> RestoreStatus {
+    let state = if restore.goes_on { RestoreState::Restoring } else { RestoreState::RestoreCutOff };
+    RestoreStatus { vm: restore.name, state, owed: restore.owed }
+}
+
+fn print_restore(restore: &RestoreStatus) {
+    let vm = &restore.vm;
+    match restore.state {
+        RestoreState::Restoring => say!("{vm}: is being restored"),
+        RestoreState::RestoreCutOff => {
+            say!("{vm}: its restore was cut off: run it again, or virt-backup cleanup {vm} to take it back");
+            restore.owed.iter().for_each(|owed| say!("  owed: {owed}"));
+        }
+    }
 }
 
 fn job(context: &Context, vm: VmName) -> Result<JobStatus> {

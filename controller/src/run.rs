@@ -1,6 +1,7 @@
 //! From the words of the command line to the commands, VM after VM, and to the exit status.
 //! Tells the user on stdout what came of it, on stderr what was noteworthy or failed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use chunkfs::command::progress::{Progress, Show};
 use clap::CommandFactory;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use virt_backup::command::restore::boot;
+use virt_backup::command::restore::{self, boot};
 use virt_backup::command::{self, Failure};
 use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
@@ -251,6 +252,15 @@ impl Context {
             done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
             return Ok(());
         }
+        if let Ok(name) = VmName::new(vm)
+            && let Some(done) = restore::take_back(&self.machine, &self.places, &name)?
+        {
+            done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
+            // The name may be that of a guest that is no more, or never was.
+            if !report::vms_with_jobs(self)?.contains(&name) {
+                return Ok(());
+            }
+        }
         self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
         if let Some(reads) = reads.filter(|_| !self.quiet) {
             tell!("virt-backup: {vm}: {reads}");
@@ -260,8 +270,10 @@ impl Context {
 
     /// What `cleanup --all` is for: a guest that still runs from a backup is somebody's, who ends it by its name.
     fn left_behind(&self) -> anyhow::Result<Vec<String>> {
-        let vms = report::vms_with_jobs(self)?.into_iter().chain(report::ended_boots(self)?);
-        Ok(vms.map(|vm| vm.to_string()).collect())
+        let mut vms: BTreeSet<_> = report::vms_with_jobs(self)?.into_iter().collect();
+        vms.extend(report::ended_boots(self)?);
+        vms.extend(report::cut_off_restores(self)?);
+        Ok(vms.iter().map(VmName::to_string).collect())
     }
 
     fn unlock(&self, vm: &str) -> Result<(), Failure> {

@@ -329,6 +329,9 @@ fn libvirt_a_restore_that_is_killed_leaves_partial_names_and_a_repeat_succeeds()
                     assert_same(&dir.join("mail02_vdb.img"), "raw", &good[1]);
                 }
             }
+            if round % 6 > 3 {
+                assert_can_be_taken_back(lab, if in_its_place { "mail01" } else { "mail02" });
+            }
             let again = lab.run(&words);
             let was_done = again.stderr.contains("there is a domain mail02 already");
             assert!(again.status == 0 || was_done, "round {round}: {again:?}");
@@ -356,6 +359,28 @@ fn libvirt_a_restore_that_is_killed_leaves_partial_names_and_a_repeat_succeeds()
         }
         assert!(cut_off >= 8, "only {cut_off} of 22 were still at it when they were killed");
     });
+}
+
+/// Where anything is left, status tells of it, and cleanup removes it.
+fn assert_can_be_taken_back(lab: &Lab, name: &str) {
+    let is_left = lab.state.join(name).join("restore").exists();
+    let told = lab.run(&["status"]);
+    assert_eq!(told.status, if is_left { 3 } else { 0 }, "{told:?}");
+    assert_eq!(
+        told.stdout.contains(&format!("virt-backup cleanup {name} to take it back")),
+        is_left,
+        "{told:?}"
+    );
+    if is_left {
+        // At boot, and by a user.
+        lab.run(&["cleanup", if name == "mail01" { "--all" } else { name }]).ok();
+    }
+    assert_eq!(lab.status(), serde_json::json!([]));
+    assert_no_trace(lab, name);
+    for dir in ["restored", "images"] {
+        let names = names_in(lab.path(dir));
+        assert!(!names.iter().any(|name| name.contains(".partial")), "{names:?}");
+    }
 }
 
 /// A dump of the guest as it is, moved out of the way of the next one.

@@ -19,11 +19,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use chunkfs::watch::Watch;
 
-use crate::core::names::{Names, Places, Target, Uuid};
-use crate::core::restore::{self, Backup, Facts, Identity, Plan, Standing, Wish};
+use crate::core::names::{Names, Places, Target, Uuid, VmName};
+use crate::core::restore::{self, Backup, Facts, Identity, Plan, Standing, Undo, Wish};
 use crate::core::units::Bytes;
 use crate::host::definitions::Definitions;
 use crate::host::libvirt::file_id;
+use crate::host::local::is_guarded;
 use crate::host::{Files, Guard};
 
 use super::Failure;
@@ -65,6 +66,15 @@ pub struct Restored {
     pub cleared: Vec<String>,
 }
 
+/// One that has begun and is neither done nor taken back.
+#[derive(Debug)]
+pub struct Underway {
+    pub name: VmName,
+    /// A virt-backup is at work on it: else it was cut off.
+    pub goes_on: bool,
+    pub owed: Vec<String>,
+}
+
 /// A host whose libvirt and files restoring needs.
 pub trait Ground: Definitions + Files {}
 impl<T: Definitions + Files> Ground for T {}
@@ -98,6 +108,31 @@ pub fn restore(ground: &dyn Ground, request: &Request, watch: &dyn Watch) -> Res
     let tools = image::Tools { chunkfs: &request.chunkfs, dir: names.home(), watch };
     let plan = run(ground, &names, decided, &tools)?;
     Ok(Restored { plan, cleared })
+}
+
+/// None: no restore to this name is underway. Changes nothing, and nobody has to wait for it.
+pub fn underway(ground: &dyn Ground, places: &Places, name: &VmName) -> Result<Option<Underway>> {
+    let names = Names::new(places, name);
+    let Some(journal) = Journal::read(ground, journal::of_restore(&names))? else { return Ok(None) };
+    Ok(Some(Underway {
+        name: name.clone(),
+        goes_on: is_guarded(&names.guard())?,
+        owed: journal.owed().map(Undo::to_string).collect(),
+    }))
+}
+
+/// What one that was cut off has left goes. None: there is nothing of the kind.
+pub fn take_back(
+    ground: &dyn Ground,
+    places: &Places,
+    name: &VmName,
+) -> Result<Option<Vec<String>>, Failure> {
+    let names = Names::new(places, name);
+    if ground.read(&journal::of_restore(&names))?.is_none() {
+        return Ok(None);
+    }
+    let _guard = take(ground, &names)?;
+    clear(ground, &names).map(Some)
 }
 
 fn find(request: &Request) -> Result<Opened, Failure> {
@@ -157,9 +192,11 @@ fn run(
         let story = format!("{}: {step}: {failed}", plan.id);
         if journal.is_kept() {
             // The disks and the domain are there; hours of copying are not thrown away for a missing bridge.
-            return Err(Failure {
-                exit_status: 1,
-                story: format!("{story} (the guest is restored and defined)"),
+            let undone = undo::all(ground, &journal);
+            let story = format!("{story} (the guest is restored and defined)");
+            return Err(match undone.errors.is_empty() && journal.forget(ground).is_ok() {
+                true => Failure { exit_status: 1, story },
+                false => Failure { exit_status: OWING, story: format!("{story}; {undone}") },
             });
         }
         let undone = undo::all(ground, &journal);

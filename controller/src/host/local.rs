@@ -216,6 +216,20 @@ impl<T: OnThisMachine> Files for T {
     }
 }
 
+/// Has somebody a file of `Files::guard` now? Who wants it next waits longer than this looks.
+pub fn is_guarded(path: &Path) -> Result<bool> {
+    let looking = || format!("look whether {} is locked", path.display());
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        opened => opened.with_context(looking)?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error).with_context(looking),
+    }
+}
+
 /// Can a file in this directory share blocks with another one there? Tried with two files that have no name.
 pub(super) fn can_share_blocks(dir: &Path) -> std::result::Result<(), String> {
     let unnamed = || {
