@@ -252,19 +252,19 @@ impl Context {
             done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
             return Ok(());
         }
-        if let Ok(name) = VmName::new(vm)
-            && let Some(done) = restore::take_back(&self.machine, &self.places, &name)?
-        {
-            done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
-            // The name may be that of a guest that is no more, or never was.
-            if !report::vms_with_jobs(self)?.contains(&name) {
-                return Ok(());
+        let taken_back = match VmName::new(vm) {
+            Ok(name) => restore::take_back(&self.machine, &self.places, &name),
+            Err(_) => Ok(None),
+        };
+        // The name of a restore may be that of a guest that is no more, or never was.
+        let has_job = report::vms_with_jobs(self)?.iter().any(|name| name.as_str() == vm);
+        if has_job || !matches!(taken_back, Ok(Some(_))) {
+            self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+            if let Some(reads) = reads.filter(|_| !self.quiet) {
+                tell!("virt-backup: {vm}: {reads}");
             }
         }
-        self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
-        if let Some(reads) = reads.filter(|_| !self.quiet) {
-            tell!("virt-backup: {vm}: {reads}");
-        }
+        taken_back?.iter().flatten().for_each(|done| tracing::info!("{vm}: {done}"));
         Ok(())
     }
 

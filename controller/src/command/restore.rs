@@ -168,10 +168,21 @@ fn take(ground: &dyn Ground, names: &Names) -> Result<Guard, Failure> {
 /// Takes back what a restore to this name left that was cut off.
 fn clear(ground: &dyn Ground, names: &Names) -> Result<Vec<String>, Failure> {
     let Some(mut journal) = Journal::read(ground, journal::of_restore(names))? else { return Ok(Vec::new()) };
+    let owing = |why: String| Failure {
+        exit_status: OWING,
+        story: format!("an earlier restore of {} was cut off, and {why}", names.vm()),
+    };
+    let used = undo::used_since(ground, &journal);
+    if let Some(path) = used.map_err(|error| owing(format!("cannot be taken back: {error:#}")))? {
+        return Err(owing(format!(
+            "{} was used since: it stays; if it is to, remove {}, and what is called .partial beside it",
+            path.display(),
+            journal.path().display()
+        )));
+    }
     let undone = undo::all(ground, &journal);
     if !undone.errors.is_empty() {
-        let story = format!("an earlier restore of {} was cut off, and {undone}", names.vm());
-        return Err(Failure { exit_status: OWING, story });
+        return Err(owing(undone.to_string()));
     }
     journal.forget(ground)?;
     Ok(undone.done)

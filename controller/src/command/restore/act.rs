@@ -105,7 +105,8 @@ fn name(ground: &dyn Ground, path: &Path, journal: &mut Journal) -> Result<()> {
     let partial = partial_of(path);
     let made = file_id(&partial).ok_or_else(|| anyhow!("{} is gone", partial.display()))?;
     let before = file_id(path);
-    journal.owe(ground, Undo::Unname { path: path.to_owned(), made, before })?;
+    let modified_ns = image::modified_ns(&partial);
+    journal.owe(ground, Undo::Unname { path: path.to_owned(), made, before, modified_ns })?;
     match before {
         Some(_) => {
             image::like(&partial, path)?;

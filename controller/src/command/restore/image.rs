@@ -41,6 +41,12 @@ pub(super) struct Tools<'a> {
     pub(super) watch: &'a dyn Watch,
 }
 
+/// When a file was last written to, in nanoseconds since 1970.
+pub(super) fn modified_ns(path: &Path) -> Option<i64> {
+    let found = fs::symlink_metadata(path).ok()?;
+    found.mtime().checked_mul(1_000_000_000)?.checked_add(found.mtime_nsec())
+}
+
 /// One disk of several: the length of all is known to whoever watches.
 pub(super) struct Part<'a>(pub(super) &'a dyn Watch);
 

@@ -1,7 +1,7 @@
 //! What a restore owes until it is kept: a line for each thing to undo, on disk before the thing is done.
 //! Undoes nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,10 @@ impl Journal {
             }
         }
         Ok(Some(journal))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn owe(&mut self, ground: &dyn Ground, undo: Undo) -> Result<()> {

@@ -343,6 +343,17 @@ fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repea
                     );
                 }
             }
+            if crash_at % 2 == 1 {
+                let name = VmName::new(if beside { "copy" } else { "mail01" }).unwrap();
+                let journal = home.path().join(format!("state/{name}/restore"));
+                let was_kept = fs::read_to_string(&journal).unwrap_or_default().contains("kept");
+                let owed = underway(&host, &request.places, &name).unwrap();
+                assert_eq!(owed.as_ref().map(|owed| owed.goes_on), journal.exists().then_some(false));
+                let taken_back = take_back(&host, &request.places, &name).unwrap();
+                assert_eq!(taken_back.is_some(), owed.is_some(), "crash at {crash_at}");
+                let now = (tree(&home.path().join("images")), host.domains.borrow().clone());
+                assert!(was_kept || now == before, "crash at {crash_at}: {:?} {:?}", now.0.keys(), now.1);
+            }
             let again = restore(&host, &request, &Unwatched);
             let was_done =
                 again.as_ref().is_err_and(|failure| failure.story.contains("there is a domain copy already"));
@@ -392,25 +403,51 @@ fn what_fails_is_taken_back_to_the_last_byte() {
     assert!(host.domains.borrow().is_empty());
 }
 
+/// Cut off before it is defined: the new files have their names, the old ones are called `.partial`.
+fn cut_off_with_its_names(host: &Fragile, home: &Path) {
+    let images = home.join("images");
+    for crash_at in 0.. {
+        host.changes_left.set(crash_at);
+        restore(host, &request(home, own_place()), &Unwatched).unwrap_err();
+        host.changes_left.set(usize::MAX);
+        if fs::read(images.join("a.img")).is_ok_and(|bytes| bytes.len() == 10_000) {
+            break;
+        }
+        take_back(host, &request(home, own_place()).places, &VmName::new("mail01").unwrap()).unwrap();
+    }
+    assert_eq!(fs::read(images.join("a.img.partial")).unwrap(), b"what was there");
+}
+
+#[test]
+fn what_was_used_since_it_has_its_name_is_not_taken_from_there() {
+    let home = tempfile::tempdir().unwrap();
+    world(home.path());
+    let host = Fragile::new();
+    cut_off_with_its_names(&host, home.path());
+    // Its guest was started, wrote, and was shut off.
+    let image = fs::OpenOptions::new().write(true).open(home.path().join("images/a.img")).unwrap();
+    image.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(1)).unwrap();
+    let before = tree(home.path());
+    let request = request(home.path(), own_place());
+    let name = VmName::new("mail01").unwrap();
+    for failure in [
+        take_back(&host, &request.places, &name).unwrap_err(),
+        restore(&host, &request, &Unwatched).unwrap_err(),
+    ] {
+        assert_eq!(failure.exit_status, 3, "{failure}");
+        assert!(failure.story.contains("a.img was used since"), "{failure}");
+    }
+    assert_eq!(tree(home.path()), before);
+}
+
 #[test]
 fn what_was_replaced_is_never_removed_when_it_could_not_be_put_back() {
     let home = tempfile::tempdir().unwrap();
     world(home.path());
     let host = Fragile::new();
+    cut_off_with_its_names(&host, home.path());
     let images = home.path().join("images");
-    // Cut off before it is defined: the new files have their names, the old ones are called `.partial`.
     let old = |name: &str| fs::read(images.join(name)).ok();
-    for crash_at in 0.. {
-        host.changes_left.set(crash_at);
-        restore(&host, &request(home.path(), own_place()), &Unwatched).unwrap_err();
-        host.changes_left.set(usize::MAX);
-        if old("a.img").is_some_and(|bytes| bytes.len() == 10_000) {
-            break;
-        }
-        clear(&host, &Names::new(&request(home.path(), own_place()).places, &VmName::new("mail01").unwrap()))
-            .unwrap();
-    }
-    assert_eq!(old("a.img.partial").unwrap(), b"what was there");
     // Somebody tidies up by hand.
     fs::remove_file(images.join("a.img")).unwrap();
     let failure = restore(&host, &request(home.path(), own_place()), &Unwatched).unwrap_err();

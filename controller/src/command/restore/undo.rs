@@ -1,11 +1,11 @@
 //! Takes back what a restore has done, newest first and past failures. Each may be taken back twice.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::core::restore::{FileId, Undo, partial_of};
+use crate::core::restore::{Activity, FileId, Undo, partial_of};
 use crate::host::Removal;
 use crate::host::libvirt::file_id;
 
@@ -40,6 +40,20 @@ pub(super) fn all(ground: &dyn Ground, journal: &Journal) -> Undone {
     undone
 }
 
+/// A file that was given its name and that somebody has used since: what is in it is nowhere else.
+pub(super) fn used_since(ground: &dyn Ground, journal: &Journal) -> Result<Option<PathBuf>> {
+    let in_use = ground.images_in_use()?;
+    let runs = |id| in_use.iter().any(|user| user.file == Some(id) && user.activity != Activity::Inactive);
+    let used = journal.owed().find_map(|undo| match undo {
+        Undo::Unname { path, made, modified_ns, .. } if file_id(path) == Some(*made) => {
+            let was_written = modified_ns.is_some() && image::modified_ns(path) != *modified_ns;
+            (was_written || runs(*made)).then(|| path.clone())
+        }
+        _ => None,
+    });
+    Ok(used)
+}
+
 fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
     match undo {
         Undo::Remove { path } => {
@@ -59,7 +73,7 @@ fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
         Undo::Destroy { id } => ground.destroy(id),
         Undo::DiscardTree { path } => ground.remove_tree(path),
         Undo::RemoveDir { path } => ground.remove_dir(path),
-        Undo::Unname { path, made, before } => unname(path, *made, *before),
+        Undo::Unname { path, made, before, .. } => unname(path, *made, *before),
         Undo::Undefine { id } => ground.undefine(id),
         Undo::Redefine { xml, .. } => ground.define(xml).map(|()| Removal::Removed),
     }

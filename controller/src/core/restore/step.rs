@@ -130,6 +130,9 @@ pub enum Undo {
         path: PathBuf,
         made: FileId,
         before: Option<FileId>,
+        /// When `made` was last written to, in nanoseconds since 1970. None: the journal is older than this.
+        #[serde(default)]
+        modified_ns: Option<i64>,
     },
     /// Only while it is off.
     Undefine {
