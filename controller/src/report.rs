@@ -82,7 +82,7 @@ struct RestoreStatus {
 #[serde(rename_all = "kebab-case")]
 enum RestoreState {
     Restoring,
-    /// Whoever worked on it is gone: run it again, or cleanup.
+    /// Whoever worked on it is gone: run it again.
     RestoreCutOff,
 }
 
@@ -116,16 +116,19 @@ fn boots(context: &Context) -> Result<Vec<Booted>> {
     vms.filter_map(|vm| boot::booted(machine, places, &vm).transpose()).collect()
 }
 
-/// The names of the restores that were cut off.
-pub(crate) fn cut_off_restores(context: &Context) -> Result<Vec<VmName>> {
-    let cut_off = restores(context)?.into_iter().filter(|restore| !restore.goes_on);
-    Ok(cut_off.map(|restore| restore.name).collect())
-}
-
-fn restores(context: &Context) -> Result<Vec<Underway>> {
-    let (machine, places) = (&context.machine, &context.places);
-    let vms = vms_with_state(context)?.into_iter();
-    vms.filter_map(|vm| restore::underway(machine, places, &vm).transpose()).collect()
+fn restores(context: &Context) -> Result<Vec<RestoreStatus>> {
+    let found = vms_with_state(context)?.into_iter().filter_map(|vm| {
+        match restore::underway(&context.machine, &context.places, &vm) {
+            Ok(underway) => underway.map(restore_status),
+            // What cannot be understood is not done, and says nothing of the others.
+            Err(error) => Some(RestoreStatus {
+                vm,
+                state: RestoreState::RestoreCutOff,
+                owed: vec![format!("{error:#}")],
+            }),
+        }
+    });
+    Ok(found.collect())
 }
 
 fn vms_with_state(context: &Context) -> Result<Vec<VmName>> {
@@ -151,7 +154,7 @@ pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
     let jobs = vms_with_jobs(context)?.into_iter().map(|vm| job(context, vm));
     let jobs = jobs.collect::<Result<Vec<_>>>()?;
     let boots = boots(context)?.into_iter().map(boot_status);
-    let restores = restores(context)?.into_iter().map(restore_status);
+    let restores = restores(context)?.into_iter();
     let lines: Vec<_> = jobs
         .into_iter()
         .map(Line::Job)
@@ -213,9 +216,9 @@ fn restore_status(restore: Underway) -> RestoreStatus {
 fn print_restore(restore: &RestoreStatus) {
     let vm = &restore.vm;
     match restore.state {
-        RestoreState::Restoring => say!("{vm}: is being restored"),
+        RestoreState::Restoring => say!("{vm}: a virt-backup is at work on it, and on its restore"),
         RestoreState::RestoreCutOff => {
-            say!("{vm}: its restore was cut off: run it again, or virt-backup cleanup {vm} to take it back");
+            say!("{vm}: its restore was cut off: run the same restore again");
             restore.owed.iter().for_each(|owed| say!("  owed: {owed}"));
         }
     }

@@ -1,7 +1,6 @@
 //! From the words of the command line to the commands, VM after VM, and to the exit status.
 //! Tells the user on stdout what came of it, on stderr what was noteworthy or failed.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use chunkfs::command::progress::{Progress, Show};
 use clap::CommandFactory;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use virt_backup::command::restore::{self, boot};
+use virt_backup::command::restore::boot;
 use virt_backup::command::{self, Failure};
 use virt_backup::core::domain::DomainId;
 use virt_backup::core::names::{Names, Places, Uuid, VmName};
@@ -252,28 +251,17 @@ impl Context {
             done.iter().for_each(|done| tracing::info!("{vm}: {done}"));
             return Ok(());
         }
-        let taken_back = match VmName::new(vm) {
-            Ok(name) => restore::take_back(&self.machine, &self.places, &name),
-            Err(_) => Ok(None),
-        };
-        // The name of a restore may be that of a guest that is no more, or never was.
-        let has_job = report::vms_with_jobs(self)?.iter().any(|name| name.as_str() == vm);
-        if has_job || !matches!(taken_back, Ok(Some(_))) {
-            self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
-            if let Some(reads) = reads.filter(|_| !self.quiet) {
-                tell!("virt-backup: {vm}: {reads}");
-            }
+        self.tell(vm, &command::cleanup(&self.machine, &self.places, vm)?);
+        if let Some(reads) = reads.filter(|_| !self.quiet) {
+            tell!("virt-backup: {vm}: {reads}");
         }
-        taken_back?.iter().flatten().for_each(|done| tracing::info!("{vm}: {done}"));
         Ok(())
     }
 
     /// What `cleanup --all` is for: a guest that still runs from a backup is somebody's, who ends it by its name.
     fn left_behind(&self) -> anyhow::Result<Vec<String>> {
-        let mut vms: BTreeSet<_> = report::vms_with_jobs(self)?.into_iter().collect();
-        vms.extend(report::ended_boots(self)?);
-        vms.extend(report::cut_off_restores(self)?);
-        Ok(vms.iter().map(VmName::to_string).collect())
+        let vms = report::vms_with_jobs(self)?.into_iter().chain(report::ended_boots(self)?);
+        Ok(vms.map(|vm| vm.to_string()).collect())
     }
 
     fn unlock(&self, vm: &str) -> Result<(), Failure> {

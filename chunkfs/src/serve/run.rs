@@ -12,11 +12,13 @@ use crate::mount::session::{self, MountOptions, Mounted, SessionError, Unmountin
 use crate::source::Source;
 use crate::view::{Owner, Reads, View};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// How long a reader may keep a view that has been told to end.
@@ -177,17 +179,19 @@ fn serve<V: View>(
     let mounted = session::mount(view, point, &serving.mount, move || {
         let _ = ended.send(Event::Ended);
     })?;
-    let socket = match control::listen(&mounted.point) {
+    let listening = control::listen(&mounted.point).and_then(|(listener, name)| {
+        match send_connections(listener, events) {
+            Ok(()) => Ok(name),
+            Err(error) => name.remove().and(Err(error)),
+        }
+    });
+    let socket = match listening {
         Ok(socket) => Some(socket),
         Err(error) => {
             tracing::warn!("no control socket: {error}; `chunkfs umount` will not wait for the end");
             None
         }
     };
-    let socket = socket.map(|(listener, name)| {
-        send_connections(listener, events);
-        name
-    });
     // Who was interrupted while they waited expects that there is nothing.
     if daemon::is_child()
         && let Err(error) = daemon::report(&Report::Ready, serving.log.as_deref())
@@ -283,12 +287,11 @@ fn status(mounted: &Mounted, facts: &Facts<'_>) -> control::Status {
 fn send_signals(events: Sender<Event>) -> Result<(), CommandError> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(CommandError::io("catching signals"))?;
-    std::thread::spawn(move || signals.forever().try_for_each(|_| events.send(Event::Signal)));
-    Ok(())
+    let send = move || signals.forever().try_for_each(|_| events.send(Event::Signal));
+    Builder::new().spawn(send).map(drop).map_err(CommandError::io("starting a thread"))
 }
 
-fn send_connections(listener: UnixListener, events: Sender<Event>) {
-    std::thread::spawn(move || {
-        listener.incoming().flatten().try_for_each(|stream| events.send(Event::Asked(stream)))
-    });
+fn send_connections(listener: UnixListener, events: Sender<Event>) -> io::Result<()> {
+    let send = move || listener.incoming().flatten().try_for_each(|stream| events.send(Event::Asked(stream)));
+    Builder::new().spawn(send).map(drop)
 }

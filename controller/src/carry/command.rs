@@ -8,7 +8,7 @@ use chunkfs::watch::Watch;
 
 use super::{CarryError, Options};
 use crate::core::compression::Filter;
-use crate::host::exec::{self, Fed, FeedError, Output};
+use crate::host::exec::{self, Echo, Fed, FeedError, Output};
 
 /// Is there such a program?
 pub(super) fn find(program: &str) -> Result<(), CarryError> {
@@ -28,7 +28,8 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn filter(filter: &Filter, output: File, options: &Options<'_>) -> Result<Feed, CarryError> {
-        Feed::start(filter.program, filter.arguments.iter().copied(), &[], Output::File(output), options)
+        let to = (Output::File(output), Echo::No);
+        Feed::start(filter.program, filter.arguments.iter().copied(), &[], to, options)
     }
 
     pub(super) fn command(
@@ -38,19 +39,19 @@ impl Feed {
     ) -> Result<Feed, CarryError> {
         let (program, arguments) = words.split_first().expect("a command has a first word");
         let arguments = arguments.iter().map(String::as_str);
-        Feed::start(program, arguments, environment, Output::OurStderr, options)
+        Feed::start(program, arguments, environment, (Output::OurStderr, Echo::Yes), options)
     }
 
     fn start<'w>(
         program: &str,
         arguments: impl Iterator<Item = &'w str>,
         environment: &[(&str, &str)],
-        output: Output,
+        (output, echo): (Output, Echo),
         options: &Options<'_>,
     ) -> Result<Feed, CarryError> {
         let arguments = exec::arguments(arguments.map(AsRef::as_ref));
         let (program, disk) = (program.to_owned(), options.disk.to_owned());
-        match exec::feed(Path::new(&program), &arguments, environment, output) {
+        match exec::feed(Path::new(&program), &arguments, environment, output, echo) {
             Ok(fed) => Ok(Feed { fed, program, disk }),
             Err(error) => Err(CarryError::Program { disk, program, why: format!("{error:#}") }),
         }

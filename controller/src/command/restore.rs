@@ -66,11 +66,11 @@ pub struct Restored {
     pub cleared: Vec<String>,
 }
 
-/// One that has begun and is neither done nor taken back.
+/// One that has begun to write, and is neither done nor taken back.
 #[derive(Debug)]
 pub struct Underway {
     pub name: VmName,
-    /// A virt-backup is at work on it: else it was cut off.
+    /// A virt-backup is at work on a guest of this name: else it was cut off.
     pub goes_on: bool,
     pub owed: Vec<String>,
 }
@@ -110,29 +110,13 @@ pub fn restore(ground: &dyn Ground, request: &Request, watch: &dyn Watch) -> Res
     Ok(Restored { plan, cleared })
 }
 
-/// None: no restore to this name is underway. Changes nothing, and nobody has to wait for it.
+/// None: no restore to this name is underway. Changes nothing.
 pub fn underway(ground: &dyn Ground, places: &Places, name: &VmName) -> Result<Option<Underway>> {
     let names = Names::new(places, name);
+    // In this order: one that ends meanwhile has no journal any more.
+    let goes_on = is_guarded(&names.guard())?;
     let Some(journal) = Journal::read(ground, journal::of_restore(&names))? else { return Ok(None) };
-    Ok(Some(Underway {
-        name: name.clone(),
-        goes_on: is_guarded(&names.guard())?,
-        owed: journal.owed().map(Undo::to_string).collect(),
-    }))
-}
-
-/// What one that was cut off has left goes. None: there is nothing of the kind.
-pub fn take_back(
-    ground: &dyn Ground,
-    places: &Places,
-    name: &VmName,
-) -> Result<Option<Vec<String>>, Failure> {
-    let names = Names::new(places, name);
-    if ground.read(&journal::of_restore(&names))?.is_none() {
-        return Ok(None);
-    }
-    let _guard = take(ground, &names)?;
-    clear(ground, &names).map(Some)
+    Ok(Some(Underway { name: name.clone(), goes_on, owed: journal.owed().map(Undo::to_string).collect() }))
 }
 
 fn find(request: &Request) -> Result<Opened, Failure> {

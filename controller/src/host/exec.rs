@@ -188,7 +188,7 @@ fn in_thread<T: Send + 'static>(
 
 /// Does what a program says go to our own standard error, too?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Echo {
+pub(crate) enum Echo {
     Yes,
     No,
 }
@@ -247,6 +247,7 @@ pub(crate) struct Fed {
     child: Child,
     input: Option<ChildStdin>,
     words: mpsc::Receiver<String>,
+    echo: Echo,
     name: String,
 }
 
@@ -267,10 +268,11 @@ pub(crate) fn feed(
     arguments: &[OsString],
     environment: &[(&str, &str)],
     output: Output,
+    echo: Echo,
 ) -> Result<Fed> {
-    let (output, echo) = match output {
-        Output::File(file) => (Stdio::from(file), Echo::No),
-        Output::OurStderr => (Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?), Echo::Yes),
+    let output = match output {
+        Output::File(file) => Stdio::from(file),
+        Output::OurStderr => Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?),
     };
     let mut command = command(program, arguments);
     command.envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
@@ -281,7 +283,7 @@ pub(crate) fn feed(
     let flags = rustix::fs::fcntl_getfl(&input)?;
     rustix::fs::fcntl_setfl(&input, flags | OFlags::NONBLOCK)?;
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
-    Ok(Fed { child, input: Some(input), words, name })
+    Ok(Fed { child, input: Some(input), words, echo, name })
 }
 
 impl Fed {
@@ -325,10 +327,13 @@ impl Fed {
                 Err(error) => return Err(FeedError::Ended(format!("waiting for it: {error}"))),
             }
         };
-        if status.success() {
+        if status.success() && self.echo == Echo::No {
             return Ok(());
         }
         let words = self.words.recv_timeout(LAST_WORDS).unwrap_or_default();
+        if status.success() {
+            return Ok(());
+        }
         let words = words.trim().trim_start_matches(&*format!("{}: ", self.name));
         Err(FeedError::Ended(if words.is_empty() {
             format!("it ended with {status}")

@@ -216,7 +216,7 @@ impl<T: OnThisMachine> Files for T {
     }
 }
 
-/// Has somebody a file of `Files::guard` now? Who wants it next waits longer than this looks.
+/// Has somebody a file of `Files::guard` now? Whoever wants it meanwhile has more patience than this takes.
 pub fn is_guarded(path: &Path) -> Result<bool> {
     let looking = || format!("look whether {} is locked", path.display());
     let file = match File::open(path) {

@@ -25,7 +25,7 @@ use crate::core::domain::Format;
 use crate::core::restore::{Form, JOINED, Kept, Undo, Writing, partial_of};
 use crate::core::units::Bytes;
 use crate::host::Removal;
-use crate::host::exec::{self, FeedError, Output};
+use crate::host::exec::{self, Echo, FeedError, Output};
 
 use super::Ground;
 use super::act::Failed;
@@ -248,7 +248,7 @@ pub(super) fn overlay(over: &Path, to: &Path, tools: &Tools<'_>) -> Result<()> {
 
 fn qemu_img(words: &[&OsStr], from: &Path, to: &Path, tools: &Tools<'_>) -> Result<()> {
     let words = exec::arguments(words.iter().copied().chain([from.as_os_str(), to.as_os_str()]));
-    let mut program = exec::feed(Path::new("qemu-img"), &words, &[], Output::OurStderr)?;
+    let mut program = exec::feed(Path::new("qemu-img"), &words, &[], Output::OurStderr, Echo::No)?;
     match program.finish(&|| tools.watch.is_stopped()) {
         Ok(()) => Ok(()),
         Err(FeedError::Stopped) => bail!("stopped"),

@@ -115,7 +115,7 @@ impl Journal {
     pub(super) fn was_replaced(&self, id: FileId) -> bool {
         self.undos
             .iter()
-            .any(|undo| matches!(undo, Undo::Unname { before: Some(before), .. } if *before == id))
+            .any(|undo| matches!(undo, Undo::Unname { before: Some(before), .. } if before.is_still(id)))
     }
 
     pub(super) fn forget(&mut self, ground: &dyn Ground) -> Result<()> {

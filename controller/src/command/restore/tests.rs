@@ -349,8 +349,8 @@ fn a_restore_that_is_cut_off_before_any_change_is_taken_back_or_kept_and_a_repea
                 let was_kept = fs::read_to_string(&journal).unwrap_or_default().contains("kept");
                 let owed = underway(&host, &request.places, &name).unwrap();
                 assert_eq!(owed.as_ref().map(|owed| owed.goes_on), journal.exists().then_some(false));
-                let taken_back = take_back(&host, &request.places, &name).unwrap();
-                assert_eq!(taken_back.is_some(), owed.is_some(), "crash at {crash_at}");
+                clear(&host, &Names::new(&request.places, &name)).unwrap();
+                assert!(!journal.exists());
                 let now = (tree(&home.path().join("images")), host.domains.borrow().clone());
                 assert!(was_kept || now == before, "crash at {crash_at}: {:?} {:?}", now.0.keys(), now.1);
             }
@@ -403,6 +403,10 @@ fn what_fails_is_taken_back_to_the_last_byte() {
     assert!(host.domains.borrow().is_empty());
 }
 
+fn names(home: &Path) -> Names {
+    Names::new(&request(home, own_place()).places, &VmName::new("mail01").unwrap())
+}
+
 /// Cut off before it is defined: the new files have their names, the old ones are called `.partial`.
 fn cut_off_with_its_names(host: &Fragile, home: &Path) {
     let images = home.join("images");
@@ -413,7 +417,7 @@ fn cut_off_with_its_names(host: &Fragile, home: &Path) {
         if fs::read(images.join("a.img")).is_ok_and(|bytes| bytes.len() == 10_000) {
             break;
         }
-        take_back(host, &request(home, own_place()).places, &VmName::new("mail01").unwrap()).unwrap();
+        clear(host, &names(home)).unwrap();
     }
     assert_eq!(fs::read(images.join("a.img.partial")).unwrap(), b"what was there");
 }
@@ -428,16 +432,35 @@ fn what_was_used_since_it_has_its_name_is_not_taken_from_there() {
     let image = fs::OpenOptions::new().write(true).open(home.path().join("images/a.img")).unwrap();
     image.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(1)).unwrap();
     let before = tree(home.path());
-    let request = request(home.path(), own_place());
-    let name = VmName::new("mail01").unwrap();
-    for failure in [
-        take_back(&host, &request.places, &name).unwrap_err(),
-        restore(&host, &request, &Unwatched).unwrap_err(),
-    ] {
-        assert_eq!(failure.exit_status, 3, "{failure}");
-        assert!(failure.story.contains("a.img was used since"), "{failure}");
-    }
+    let failure = restore(&host, &request(home.path(), own_place()), &Unwatched).unwrap_err();
+    assert_eq!(failure.exit_status, 3, "{failure}");
+    assert!(failure.story.contains("a.img was used since"), "{failure}");
     assert_eq!(tree(home.path()), before);
+}
+
+#[test]
+fn what_was_replaced_is_put_back_after_a_reboot_by_which_file_systems_have_other_numbers() {
+    let home = tempfile::tempdir().unwrap();
+    world(home.path());
+    let before = tree(&home.path().join("images"));
+    let host = Fragile::new();
+    cut_off_with_its_names(&host, home.path());
+    let journal = names(home.path()).home().join("restore");
+    let text = fs::read_to_string(&journal).unwrap();
+    assert!(text.contains("\"device\":"), "{text}");
+    fs::write(&journal, text.replace("\"device\":", "\"device\":9")).unwrap();
+    // Where they are is not mounted yet: nothing is forgotten.
+    let (images, away) = (home.path().join("images"), home.path().join("away"));
+    fs::rename(&images, &away).unwrap();
+    fs::create_dir(&images).unwrap();
+    let failure = clear(&host, &names(home.path())).unwrap_err();
+    assert_eq!(failure.exit_status, 3, "{failure}");
+    fs::remove_dir(&images).unwrap();
+    fs::rename(&away, &images).unwrap();
+
+    clear(&host, &names(home.path())).unwrap();
+    assert_eq!(tree(&images), before);
+    assert!(!journal.exists());
 }
 
 #[test]

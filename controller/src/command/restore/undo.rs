@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::core::restore::{Activity, FileId, Undo, partial_of};
+use crate::core::restore::{Activity, FileId, InUse, Undo, partial_of};
 use crate::host::Removal;
 use crate::host::libvirt::file_id;
 
@@ -42,16 +42,16 @@ pub(super) fn all(ground: &dyn Ground, journal: &Journal) -> Undone {
 
 /// A file that was given its name and that somebody has used since: what is in it is nowhere else.
 pub(super) fn used_since(ground: &dyn Ground, journal: &Journal) -> Result<Option<PathBuf>> {
-    let in_use = ground.images_in_use()?;
-    let runs = |id| in_use.iter().any(|user| user.file == Some(id) && user.activity != Activity::Inactive);
-    let used = journal.owed().find_map(|undo| match undo {
-        Undo::Unname { path, made, modified_ns, .. } if file_id(path) == Some(*made) => {
-            let was_written = modified_ns.is_some() && image::modified_ns(path) != *modified_ns;
-            (was_written || runs(*made)).then(|| path.clone())
+    for undo in journal.owed() {
+        let Undo::Unname { path, made, modified_ns, .. } = undo else { continue };
+        let Some(now) = file_id(path).filter(|now| made.is_still(*now)) else { continue };
+        let was_written = modified_ns.is_some() && image::modified_ns(path) != *modified_ns;
+        let is_used = |user: &InUse| user.file == Some(now) && user.activity != Activity::Inactive;
+        if was_written || ground.images_in_use()?.iter().any(is_used) {
+            return Ok(Some(path.clone()));
         }
-        _ => None,
-    });
-    Ok(used)
+    }
+    Ok(None)
 }
 
 fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
@@ -75,19 +75,24 @@ fn one(ground: &dyn Ground, undo: &Undo, journal: &Journal) -> Result<Removal> {
         Undo::RemoveDir { path } => ground.remove_dir(path),
         Undo::Unname { path, made, before, .. } => unname(path, *made, *before),
         Undo::Undefine { id } => ground.undefine(id),
-        Undo::Redefine { xml, .. } => ground.define(xml).map(|()| Removal::Removed),
+        Undo::Redefine { id, xml } => match ground.by_uuid(&id.uuid)? {
+            Some(known) if known.activity != Activity::Inactive => bail!("it is not off"),
+            _ => ground.define(xml).map(|()| Removal::Removed),
+        },
     }
 }
 
 fn unname(path: &Path, made: FileId, before: Option<FileId>) -> Result<Removal> {
-    if file_id(path) != Some(made) {
-        return Ok(Removal::AlreadyGone);
-    }
     let partial = partial_of(path);
+    let is = |path: &Path, id: FileId| file_id(path).is_some_and(|now| id.is_still(now));
     match before {
-        None => image::rename_new(path, &partial)?,
-        Some(before) if file_id(&partial) == Some(before) => image::exchange(path, &partial)?,
-        Some(_) => bail!("what was there is no longer called {}", partial.display()),
+        None if is(path, made) => image::rename_new(path, &partial)?,
+        Some(before) if is(path, made) && is(&partial, before) => image::exchange(path, &partial)?,
+        Some(_) if is(path, made) => bail!("what was there is no longer called {}", partial.display()),
+        Some(before) if !is(path, before) => {
+            bail!("neither what was there nor what was restored is called so")
+        }
+        _ => return Ok(Removal::AlreadyGone),
     }
     Ok(Removal::Removed)
 }

@@ -109,10 +109,10 @@ fn of_disk(backup: &Backup, wish: &Wish, facts: &Facts, to: &Destination, kept: 
                 .push(format!("--in-place compares with chunks or a raw image, and this is {}", kept.form));
         }
         let declared = backup.domain.disk(&to.target).map(|disk| &disk.format);
-        let is_file = matches!(facts.standing.get(&to.path), Some(Standing::File(_)));
+        let is_device = matches!(facts.standing.get(&to.path), Some(Standing::Block { .. }));
         match &wish.format {
             Some(Format::Qcow2) => reasons.push("--in-place writes raw images, not qcow2".to_owned()),
-            None if is_file && declared == Some(&Format::Qcow2) => reasons.push(format!(
+            None if !is_device && declared == Some(&Format::Qcow2) => reasons.push(format!(
                 "--in-place writes raw images, and {} is declared as qcow2: without --in-place it is made anew, \
                  with --format=raw it becomes a raw image",
                 to.path.display()

@@ -19,6 +19,16 @@ pub enum FileId {
     Device { number: u64 },
 }
 
+impl FileId {
+    /// The same file of one directory, also after a reboot: some file systems have another device number then.
+    pub fn is_still(self, now: FileId) -> bool {
+        match (self, now) {
+            (FileId::File { inode: then, .. }, FileId::File { inode: now, .. }) => then == now,
+            (then, now) => then == now,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A disk becomes a new file, under a name that says that it is not in use yet.
