@@ -86,12 +86,22 @@ enum RestoreState {
     RestoreCutOff,
 }
 
+/// What is written down of a VM makes no sense, or cannot be compared with libvirt: says nothing of the others.
+#[derive(Debug, Serialize)]
+struct Unreadable {
+    vm: VmName,
+    /// Always "unreadable".
+    state: &'static str,
+    error: String,
+}
+
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Line {
     Job(JobStatus),
     Boot(BootStatus),
     Restore(RestoreStatus),
+    Unreadable(Unreadable),
 }
 
 /// A guest, and what a backup of it would be.
@@ -106,29 +116,15 @@ struct ListedStatus<'a> {
 
 /// The guests that were started from a backup and have ended, but for what they wrote.
 pub(crate) fn ended_boots(context: &Context) -> Result<Vec<VmName>> {
-    let boots = boots(context)?.into_iter().filter(|boot| boot.life == Life::Ended);
-    Ok(boots.map(|boot| boot.name).collect())
-}
-
-fn boots(context: &Context) -> Result<Vec<Booted>> {
-    let (machine, places) = (&context.machine, &context.places);
-    let vms = vms_with_state(context)?.into_iter();
-    vms.filter_map(|vm| boot::booted(machine, places, &vm).transpose()).collect()
-}
-
-fn restores(context: &Context) -> Result<Vec<RestoreStatus>> {
-    let found = vms_with_state(context)?.into_iter().filter_map(|vm| {
-        match restore::underway(&context.machine, &context.places, &vm) {
-            Ok(underway) => underway.map(restore_status),
-            // What cannot be understood is not done, and says nothing of the others.
-            Err(error) => Some(RestoreStatus {
-                vm,
-                state: RestoreState::RestoreCutOff,
-                owed: vec![format!("{error:#}")],
-            }),
+    let mut vms = vms_with_state(context)?;
+    vms.retain(|vm| match boot::booted(&context.machine, &context.places, vm) {
+        Ok(boot) => boot.is_some_and(|boot| boot.life == Life::Ended),
+        Err(error) => {
+            tracing::warn!("{vm}: whether it runs from a backup is not known: {error:#}");
+            false
         }
     });
-    Ok(found.collect())
+    Ok(vms)
 }
 
 fn vms_with_state(context: &Context) -> Result<Vec<VmName>> {
@@ -151,16 +147,23 @@ pub(crate) fn vms_with_jobs(context: &Context) -> Result<Vec<VmName>> {
 }
 
 pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
-    let jobs = vms_with_jobs(context)?.into_iter().map(|vm| job(context, vm));
-    let jobs = jobs.collect::<Result<Vec<_>>>()?;
-    let boots = boots(context)?.into_iter().map(boot_status);
-    let restores = restores(context)?.into_iter();
-    let lines: Vec<_> = jobs
-        .into_iter()
-        .map(Line::Job)
-        .chain(boots.map(Line::Boot))
-        .chain(restores.map(Line::Restore))
-        .collect();
+    let (machine, places) = (&context.machine, &context.places);
+    let mut lines = Vec::new();
+    let mut add = |vm: &VmName, found: Result<Option<Line>>| match found {
+        Ok(line) => lines.extend(line),
+        Err(error) => {
+            let error = format!("{error:#}");
+            lines.push(Line::Unreadable(Unreadable { vm: vm.clone(), state: "unreadable", error }));
+        }
+    };
+    for vm in &vms_with_jobs(context)? {
+        add(vm, job(context, vm.clone()).map(|job| Some(Line::Job(job))));
+    }
+    for vm in &vms_with_state(context)? {
+        add(vm, boot::booted(machine, places, vm).map(|boot| Some(Line::Boot(boot_status(boot?)))));
+        let underway = restore::underway(machine, places, vm);
+        add(vm, underway.map(|restore| Some(Line::Restore(restore_status(restore?)))));
+    }
     if json {
         print_json(&lines)?;
     } else if lines.is_empty() {
@@ -170,12 +173,14 @@ pub(crate) fn status(context: &Context, json: bool) -> Result<u8, Failure> {
             Line::Job(job) => print_job(job),
             Line::Boot(boot) => print_boot(boot),
             Line::Restore(restore) => print_restore(restore),
+            Line::Unreadable(about) => say!("{}: what is written down of it: {}", about.vm, about.error),
         });
     }
     let owes = |line: &Line| match line {
         Line::Job(job) => job.state == State::Abandoned,
         Line::Boot(boot) => boot.state == BootState::EndedFromBackup,
         Line::Restore(restore) => restore.state == RestoreState::RestoreCutOff,
+        Line::Unreadable(_) => true,
     };
     Ok(if lines.iter().any(owes) { OWED } else { 0 })
 }

@@ -55,7 +55,23 @@ fn libvirt_several_vms_do_not_disturb_each_other() {
         }
         let ran = lab.run(&["chunkmount", "--max-backups=1", "a"]);
         assert_eq!((ran.status, ran.stderr.contains("--max-backups is 1")), (4, true), "{ran:?}");
-        lab.run(&["cleanup", "--all"]).ok();
+        // What is written down of some makes no sense: the others are told of, and cleaned up.
+        let nonsense = [("c", "booted"), ("d", "journal"), ("e", "restore")];
+        for (vm, file) in nonsense {
+            fs::create_dir(lab.state.join(vm)).unwrap();
+            fs::write(lab.state.join(vm).join(file), "nonsense\nnonsense\n").unwrap();
+        }
+        let told = lab.run(&["status"]);
+        assert_eq!(told.status, 3, "{told:?}");
+        for words in
+            ["a: shown at", "b b: shown at", "c: what is written", "d: what is written", "e: what is written"]
+        {
+            assert!(told.stdout.contains(words), "{words}: {told:?}");
+        }
+        let ran = lab.run(&["cleanup", "--all"]);
+        assert_eq!(ran.status, 5, "{ran:?}");
+        assert!(ran.stderr.contains("d: ") && ran.stderr.contains("of the journal is damaged"), "{ran:?}");
+        nonsense.iter().for_each(|(vm, _)| fs::remove_dir_all(lab.state.join(vm)).unwrap());
         lab.assert_nothing_left(&a);
         lab.assert_nothing_left(&b);
         lab.run(&["cleanup", "--all"]).ok();
