@@ -392,17 +392,17 @@ fn fuse_directories_that_are_not_all_chunks_are_refused_with_the_names() {
     let directory = "fresh/vda/00/00/00/00/00/00/00";
     for (damage, name, status_of_restore) in [
         (format!("touch {directory}/README"), "README", 0),
-        (format!("mkdir {directory}/0a; true"), "0a", 1),
-        (format!("rm {}", c(4)), "04", 1),
-        (format!("truncate -s -1 {}", c(4)), "04", 1),
-        (format!("truncate -s +1 {}", c(4)), "04", 1),
-        (format!("printf x | dd conv=notrunc of={} 2>/dev/null", c(4)), "04", 1),
-        (format!("rm {}", c(9)), "09", 1),
-        (format!("cp {} {directory}/0a", c(1)), "0a", 1),
-        (format!("ln -sf {} {}", "/etc/passwd", c(3)), "03", 1),
-        (format!("rm {0}; mkfifo {0}", c(3)), "03", 1),
-        (format!("mv {directory}/03 {directory}/03.tmp"), "03", 1),
-        (format!("cp {} {}", c(1), c(2)), "02", 1),
+        (format!("mkdir {directory}/0a; true"), "0a", 6),
+        (format!("rm {}", c(4)), "04", 6),
+        (format!("truncate -s -1 {}", c(4)), "04", 6),
+        (format!("truncate -s +1 {}", c(4)), "04", 6),
+        (format!("printf x | dd conv=notrunc of={} 2>/dev/null", c(4)), "04", 6),
+        (format!("rm {}", c(9)), "09", 6),
+        (format!("cp {} {directory}/0a", c(1)), "0a", 6),
+        (format!("ln -sf {} {}", "/etc/passwd", c(3)), "03", 6),
+        (format!("rm {0}; mkfifo {0}", c(3)), "03", 6),
+        (format!("mv {directory}/03 {directory}/03.tmp"), "03", 6),
+        (format!("cp {} {}", c(1), c(2)), "02", 6),
     ] {
         home.sh("chmod -R u+w fresh 2>/dev/null; rm -rf fresh out.img; cp -r all fresh; chmod -R u+w fresh")
             .ok();
