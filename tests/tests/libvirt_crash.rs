@@ -220,13 +220,10 @@ fn libvirt_a_view_outlives_whoever_called_for_it() {
     with_libvirt("libvirt_a_view_outlives_whoever_called_for_it", |lab| {
         let guest = backed_up(lab);
         // A session of its own, as sshd gives one, that is killed as a whole.
-        let virt_backup = lab.command(&["chunkmount", "mail01"]);
-        let mut caller = Command::new("setsid");
-        caller.args(["--wait", "sh", "-c", "\"$@\"; touch \"$READY\"; exec sleep 100", "sh"]);
-        caller.arg(virt_backup.get_program()).args(virt_backup.get_args());
-        caller
-            .env("READY", lab.path("ready"))
-            .envs(virt_backup.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let script = "\"$@\"; touch \"$READY\"; exec sleep 100";
+        let starter = ["setsid", "--wait", "sh", "-c", script, "sh"];
+        let mut caller = lab.command_under(&starter, &["chunkmount", "mail01"]);
+        caller.env("READY", lab.path("ready"));
         let mut caller = caller.spawn().unwrap();
         while !lab.path("ready").exists() {
             std::thread::sleep(Duration::from_millis(50));

@@ -144,10 +144,8 @@ fn libvirt_a_disk_can_be_piped_into_a_command_for_each_disk() {
 fn libvirt_a_limit_for_the_size_of_files_ends_a_dump_without_a_trace() {
     with_libvirt("libvirt_a_limit_for_the_size_of_files_ends_a_dump_without_a_trace", |lab| {
         let guest = guest(lab);
-        let dump = lab.command(&["dump", "mail01"]);
-        let mut limited = Command::new("prlimit");
-        limited.arg("--fsize=1048576").arg(dump.get_program()).args(dump.get_args());
-        let output = limited.envs(dump.get_envs().filter_map(|(k, v)| Some((k, v?)))).output().unwrap();
+        let mut limited = lab.command_under(&["prlimit", "--fsize=1048576"], &["dump", "mail01"]);
+        let output = limited.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("File too large"), "{said}");

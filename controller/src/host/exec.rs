@@ -198,7 +198,7 @@ fn listen(child: &mut Child, echo: Echo) -> Result<mpsc::Receiver<String>> {
     let stderr = child.stderr.take();
     in_thread(child, move || {
         let text = stderr.map_or_else(Vec::new, |stderr| last_words(stderr, echo));
-        // Nobody waits for the words of a program that ended well.
+        // Of a program that ended well, mostly nobody waits for them.
         drop(said.send(String::from_utf8_lossy(&text).into_owned()));
     })?;
     Ok(words)
@@ -327,13 +327,14 @@ impl Fed {
                 Err(error) => return Err(FeedError::Ended(format!("waiting for it: {error}"))),
             }
         };
-        if status.success() && self.echo == Echo::No {
+        if status.success() {
+            if self.echo == Echo::Yes {
+                // The last of it may still be on its way.
+                drop(self.words.recv_timeout(LAST_WORDS));
+            }
             return Ok(());
         }
         let words = self.words.recv_timeout(LAST_WORDS).unwrap_or_default();
-        if status.success() {
-            return Ok(());
-        }
         let words = words.trim().trim_start_matches(&*format!("{}: ", self.name));
         Err(FeedError::Ended(if words.is_empty() {
             format!("it ended with {status}")

@@ -82,6 +82,15 @@ impl Lab {
         command
     }
 
+    /// The same, as the last arguments of another program: one that limits it, or starts it in its own way.
+    pub fn command_under(&self, starter: &[&str], words: &[&str]) -> Command {
+        let inner = self.command(words);
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     pub fn run(&self, words: &[&str]) -> Ran {
         let ran = self.quiet(words);
         println!("virt-backup {words:?}: {ran:?}");
